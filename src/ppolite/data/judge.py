@@ -1,0 +1,27 @@
+"""The independent judge of the film task: VADER, a sentiment lexicon that no stage of training sees.
+
+The reward model learns from people's ratings; whether PPO's gain on it is real is asked of something else.
+VADER (Hutto and Gilbert 2014) scores each text by rules and a lexicon. It was made by the people who
+collected the ratings, yet from other texts and raters: the lexicon rates 7,500 words out of context.
+
+    python -c "from ppolite.data.judge import vader_judge; print(vader_judge(['A lovely film.']))"
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ppolite.types import UserError
+
+
+def vader_judge(texts: Sequence[str]) -> list[float]:
+    """VADER's compound score of each text, from −1 (most negative) to 1 (most positive)."""
+    try:
+        from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer  # pyright: ignore[reportMissingImports]
+    except ImportError as error:
+        raise UserError(
+            "the independent judge needs vaderSentiment, which is not installed; run"
+            " `pip install 'ppolite[demo]'`"
+        ) from error
+    analyzer = SentimentIntensityAnalyzer()
+    return [float(analyzer.polarity_scores(text)["compound"]) for text in texts]

@@ -1,0 +1,205 @@
+"""A source becomes numbered rows: `{column: value}`, whatever the file format.
+
+| source | read as |
+|---|---|
+| `FILE.jsonl` | one JSON object a line |
+| `FILE.json` | a list of objects |
+| `FILE.csv`, `FILE.tsv` | a header line, then records; UTF-8, quoted as spreadsheets do |
+| `FILE.parquet` | rows of all row groups |
+| `FOLDER` | a data set saved with Hugging Face `save_to_disk`; `FOLDER#SPLIT` where it has several splits |
+| `hub:NAME` | `datasets.load_dataset(NAME)`, split `train`; `hub:NAME#SPLIT` for another |
+
+A row that cannot be read at all goes into the report; a source that cannot be opened is a UserError. Only
+`hub:` sources touch the network, and only Parquet and saved data sets load their libraries.
+"""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from ppolite.data.report import Report
+from ppolite.types import UserError
+
+Rows = Iterator[tuple[int, Any]]
+"""Row number (from 1; the line number in JSON Lines) and its values: a dict, or the reader says otherwise."""
+
+
+class RowError(Exception):
+    """One row cannot be used: the reason, and what to do about it."""
+
+    def __init__(self, reason: str, advice: str) -> None:
+        super().__init__(reason, advice)
+        self.reason, self.advice = reason, advice
+
+
+def read_rows(source: str) -> tuple[list[tuple[int, dict[str, Any]]], Report]:
+    """All rows of `source` that hold named values. `report.rows` counts the others too."""
+    report = Report(source)
+    rows: list[tuple[int, dict[str, Any]]] = []
+    try:
+        for number, values in _open(source):
+            report.rows += 1
+            if isinstance(values, RowError):
+                report.add(number, values.reason, values.advice)
+            elif not isinstance(values, dict):
+                report.add(number, f"is {_kind(values)}, not an object", "write it as {column: value}")
+            else:
+                rows.append((number, values))
+    except OSError as error:
+        raise UserError(f"{source}: {error.strerror or error}; check the name and your rights") from error
+    if not report.rows:
+        raise UserError(f"{source} is empty; give a source with at least one row")
+    return rows, report
+
+
+def nearest(name: str, known: list[str]) -> str:
+    """`; did you mean 'x'?` where something similar is known, else nothing."""
+    found = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"; did you mean {found[0]!r}?" if found else ""
+
+
+def _open(source: str) -> Rows:
+    if source.startswith("hub:"):
+        return _hub(source)
+    plain, _, split = source.partition("#")
+    path = Path(source).expanduser()
+    if not path.exists() and Path(plain).expanduser().is_dir():
+        return _saved(Path(plain).expanduser(), source, split)
+    if not path.exists():
+        there = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+        raise UserError(
+            f"{source}: no such file or folder{nearest(path.name, there)} (a Hugging Face hub name is written"
+            " hub:NAME)"
+        )
+    if path.is_dir():
+        return _saved(path, source, "")
+    formats: dict[str, Callable[[Path], Rows]] = {
+        ".jsonl": _jsonl,
+        ".json": _json,
+        ".csv": _csv,
+        ".tsv": _csv,
+        ".parquet": _parquet,
+    }
+    if path.suffix.lower() not in formats:
+        raise UserError(
+            f"{source}: the format of {path.suffix or 'a file without an ending'} is unknown; convert it to"
+            f" one of {', '.join(formats)}"
+        )
+    return formats[path.suffix.lower()](path)
+
+
+def _jsonl(path: Path) -> Rows:
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            try:
+                yield number, json.loads(line.decode("utf-8-sig"))
+            except UnicodeDecodeError as error:
+                yield number, RowError(f"is not UTF-8 ({error.reason})", "save the file as UTF-8")
+            except (ValueError, RecursionError) as error:
+                yield number, RowError(f"is not JSON ({error})", "write one JSON object on each line")
+
+
+def _json(path: Path) -> Rows:
+    try:
+        rows = json.loads(path.read_bytes().decode("utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not JSON in UTF-8 ({error}); mend the file") from error
+    if not isinstance(rows, list):
+        raise UserError(f"{path} holds {_kind(rows)}; expected a list of objects, [{{…}}, {{…}}]")
+    yield from enumerate(rows, start=1)
+
+
+def _csv(path: Path) -> Rows:
+    # A long answer may exceed the module's default field limit of 131,072 characters.
+    before = csv.field_size_limit(1 << 30)
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.reader(file, dialect="excel-tab" if path.suffix.lower() == ".tsv" else "excel")
+            header = next(reader, [])
+            if twice := {name for name in header if header.count(name) > 1}:
+                raise UserError(f"{path}: the header names {sorted(twice)[0]!r} twice; rename one")
+            number = 0
+            for values in reader:
+                if not values:
+                    continue
+                number += 1
+                if len(values) == len(header):
+                    yield number, dict(zip(header, values, strict=True))
+                else:
+                    yield (
+                        number,
+                        RowError(
+                            f"has {len(values)} fields where the header has {len(header)}",
+                            "put quotes around fields that hold separators or line breaks",
+                        ),
+                    )
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 ({error.reason}); save it as UTF-8") from error
+    except csv.Error as error:
+        raise UserError(f"{path} cannot be read as {path.suffix[1:]} ({error}); mend the file") from error
+    finally:
+        csv.field_size_limit(before)
+
+
+def _parquet(path: Path) -> Rows:
+    import pyarrow
+    import pyarrow.parquet
+
+    number = 0
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=1024):
+                for values in batch.to_pylist():
+                    number += 1
+                    yield number, values
+    except (pyarrow.ArrowException, ValueError) as error:
+        raise UserError(f"{path} cannot be read as Parquet ({error}); write the file again") from error
+
+
+def _saved(path: Path, source: str, split: str) -> Rows:
+    import datasets
+
+    try:
+        found = datasets.load_from_disk(str(path))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{source} is no folder saved with datasets' save_to_disk ({error}); name a file in it, or save"
+            " it that way"
+        ) from error
+    if isinstance(found, datasets.DatasetDict):
+        name = split or next(iter(found), "")
+        if name not in found or (not split and len(found) > 1):
+            splits = ", ".join(map(str, found))
+            raise UserError(f"{source}: name one of its splits ({splits}) like {path}#{name}")
+        found = found[name]
+    elif split:
+        raise UserError(f"{source}: this data set has no splits; leave away #{split}")
+    yield from enumerate(found, start=1)
+
+
+def _hub(source: str) -> Rows:
+    import datasets
+
+    name, _, split = source.removeprefix("hub:").partition("#")
+    try:
+        found = datasets.load_dataset(name, split=split or "train")
+    except (OSError, ValueError, RuntimeError) as error:
+        raise UserError(
+            f"{source} could not be loaded ({error}); check its name, its split (hub:NAME#SPLIT) and the"
+            " network"
+        ) from error
+    yield from enumerate(found, start=1)
+
+
+def _kind(value: object) -> str:
+    if isinstance(value, str):
+        return f"text ({value[:20]!r})"
+    names = {dict: "an object", list: "a list", bool: "true or false", type(None): "nothing"}
+    return names.get(type(value), "a number" if isinstance(value, int | float) else type(value).__name__)

@@ -1,0 +1,307 @@
+"""What a role owns of a decoder: the layers from `start` on, the final norm, a head.
+
+    layer_path()  finds layer list and final norm; the rest is the decoder's front (embeddings, positions)
+    Body          runs Sequences from the cached h_k, or from token ids, to log-probs, values or scores
+
+The layers are always run by the model's *own* forward function, so that masks, rotary embeddings, sliding
+windows and per-layer types are the library's business. A top is a view of the decoder whose first `start`
+layers are `_Skip`, the last of which puts h_k in place. Embedding scales (Gemma) and learned positions
+(GPT-2) are applied before layer 0 and are thus thrown away in a top, as they must be.
+
+The shared front of the prompts is run once per batch and its keys and values are repeated; gradients flow
+through them. On short answers to templated prompts this halves the work.
+
+Left out: encoder-decoders, models whose layers are not one list, and tensor parallelism.
+
+Axes: B rows, T tokens after the shared prefix, P prefix tokens, R response tokens, N tokens that count, D
+hidden size.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, cast
+
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+from transformers import DynamicCache, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from ppolite.models.sequences import Sequences
+from ppolite.ops.logprobs import token_logprobs
+from ppolite.types import UserError
+
+
+def decoder_of(model: PreTrainedModel) -> PreTrainedModel:
+    """The model without its head."""
+    return cast("PreTrainedModel", model.base_model)
+
+
+def layer_path(decoder: PreTrainedModel) -> tuple[str, str]:
+    """Names of the layer list and of the final norm among the decoder's direct children.
+
+    Raises UserError for a decoder that is built otherwise.
+    """
+    children = dict(decoder.named_children())
+    names = list(children)
+    count = getattr(decoder.config, "num_hidden_layers", None)
+    lists = [n for n, m in children.items() if isinstance(m, nn.ModuleList) and len(m) == count]
+    after = names[names.index(lists[0]) + 1 :] if len(lists) == 1 else []
+    norms = [n for n in after if "norm" in n or n == "ln_f"]
+    if len(norms) != 1 or decoder.get_input_embeddings() not in children.values():
+        raise UserError(
+            f"{type(decoder).__name__}: cannot find its layer list, final norm and embedding; ppolite needs a"
+            " decoder-only model of the usual build (Llama, Qwen, Gemma, GPT-2, GPT-NeoX …)"
+        )
+    return lists[0], norms[0]
+
+
+def layers_of(decoder: PreTrainedModel) -> nn.ModuleList:
+    return getattr(decoder, layer_path(decoder)[0])
+
+
+def front_of(decoder: PreTrainedModel) -> nn.ModuleDict:
+    """All that runs before layer 0: embedding, learned positions, rotary tables."""
+    others = layer_path(decoder)
+    return nn.ModuleDict({n: m for n, m in decoder.named_children() if n not in others})
+
+
+class _Skip(nn.Module):
+    """Stands for a frozen layer in a top: passes its input on, or puts the cached `h` in its place."""
+
+    def __init__(self, layer: nn.Module, index: int) -> None:
+        super().__init__()
+        self.index = index
+        self.h: Tensor | None = None
+        if hasattr(layer, "attention_type"):
+            self.attention_type = layer.attention_type
+
+    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        for value in (*args, *kwargs.values()):
+            if isinstance(value, DynamicCache):
+                # Masks take their size from the first layers' cache, so a skipped layer needs a length too.
+                dummy = hidden_states.new_empty(hidden_states.shape[0], 1, hidden_states.shape[1], 1)
+                value.update(dummy, dummy, self.index)
+                break
+        return hidden_states if self.h is None else self.h
+
+
+def view(decoder: PreTrainedModel, modules: dict[str, Any]) -> PreTrainedModel:
+    """The same decoder with some children exchanged; parameters are shared, nothing is copied."""
+    other = copy.copy(decoder)
+    other.__dict__ = dict(decoder.__dict__)
+    other._modules = {**decoder._modules, **modules}
+    return other
+
+
+def arithmetic(device: torch.device, dtype: torch.dtype) -> Any:
+    """Autocast to a half-precision `dtype`; the weights stay as they are."""
+    return torch.autocast(device.type, dtype=dtype, enabled=dtype.itemsize < 4)
+
+
+def last_hidden(decoder: PreTrainedModel, **kwargs: Any) -> Tensor:
+    """Hidden states after the final norm, [B, T, D]."""
+    return decoder(**kwargs).last_hidden_state
+
+
+def _wide(x: Tensor) -> Tensor:
+    """At least float32."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+class Body(nn.Module):
+    """Layers `start`.. with the final norm and a head: `head` of a policy, `score` of critic or reward model.
+
+    `front` is what runs before layer 0. It is frozen and shared unless the role was copied in full; the
+    embedding in it is the head in models that tie the two.
+    """
+
+    def __init__(
+        self,
+        decoder: PreTrainedModel,
+        start: int,
+        layers: nn.ModuleList,
+        norm: nn.Module,
+        front: nn.ModuleDict,
+        head: nn.Module | None = None,
+        score: nn.Linear | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        super().__init__()
+        self.start, self.dtype = start, dtype
+        self.layers, self.norm, self.front, self.head, self.score = layers, norm, front, head, score
+        layers_name, norm_name = layer_path(decoder)
+        below = layers_of(decoder)[:start]
+        skips = [_Skip(layer, i) for i, layer in enumerate(below)]
+        own: dict[str, Any] = {norm_name: norm, **front}
+        top = view(decoder, {layers_name: nn.ModuleList([*skips, *layers]), **own})
+        whole = view(decoder, {layers_name: nn.ModuleList([*below, *layers]), **own})
+        # In a tuple: not this module's parameters.
+        self._shell = (decoder, whole, top, skips[-1] if skips else None)
+
+    @classmethod
+    def of(
+        cls,
+        model: PreTrainedModel,
+        start: int,
+        *,
+        score: nn.Linear | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> Body:
+        """The top of a loaded model, sharing its modules. `dtype` is that of the arithmetic."""
+        decoder = decoder_of(model)
+        norm = getattr(decoder, layer_path(decoder)[1])
+        head = None if score is not None else model.get_output_embeddings()
+        layers = nn.ModuleList(layers_of(decoder)[start:])
+        return cls(decoder, start, layers, norm, front_of(decoder), head, score, dtype)
+
+    @property
+    def decoder(self) -> PreTrainedModel:
+        """The decoder as loaded, of which this body shares or replaces the top."""
+        return self._shell[0]
+
+    @property
+    def whole(self) -> PreTrainedModel:
+        """Decoder that runs from token ids: the shared bottom with this body on top."""
+        return self._shell[1]
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
+    def clone(self, *, embed: bool = False, score: nn.Linear | None = None) -> Body:
+        """An own copy of layers and norm (of front and head too when `embed`), ties kept.
+
+        With `score` the copy has that head in place of this body's.
+        """
+        memo: dict[int, Any] = {}
+        layers, norm = copy.deepcopy(self.layers, memo), copy.deepcopy(self.norm, memo)
+        front, head = self.front, self.head if score is None else None
+        if embed:
+            front, head = copy.deepcopy(front, memo), copy.deepcopy(head, memo)
+        score = copy.deepcopy(self.score) if score is None else score
+        return Body(self.decoder, self.start, layers, norm, front, head, score, self.dtype)
+
+    def forward(self, seqs: Sequences) -> Tensor:
+        """Hidden states after the final norm, [B, T, D], for the columns of `seqs.ids_BT`."""
+        if self.start and seqs.h_BTD is None:
+            raise ValueError("the bottom has not been run: call trunk.bottom(seqs) first")
+        B = len(seqs)
+        P = seqs.prefix_P.numel()
+        if P == 0:
+            return self._run(seqs.ids_BT, seqs.h_BTD, seqs.mask_BT, 0, None)
+        cache = DynamicCache()
+        self._run(seqs.prefix_P[None], seqs.h_prefix_1PD, None, 0, cache)
+        cache.batch_repeat_interleave(B)
+        mask = torch.cat([seqs.mask_BT.new_ones(B, P), seqs.mask_BT], 1)
+        return self._run(seqs.ids_BT, seqs.h_BTD, mask, P, cache)
+
+    def _run(
+        self, ids: Tensor, h: Tensor | None, mask: Tensor | None, offset: int, cache: DynamicCache | None
+    ) -> Tensor:
+        positions = torch.arange(offset, offset + ids.shape[1], device=ids.device)[None]
+        _, whole, top, inject = self._shell
+        kwargs: dict[str, Any] = {
+            "attention_mask": mask,
+            "position_ids": positions,
+            "past_key_values": cache,
+            "use_cache": cache is not None,
+        }
+        with arithmetic(ids.device, self.dtype):
+            if inject is None:
+                return last_hidden(whole, input_ids=ids, **kwargs)
+            inject.h = h
+            try:
+                return last_hidden(top, inputs_embeds=h, **kwargs)
+            finally:
+                inject.h = None
+
+    def response_hidden(self, seqs: Sequences) -> Tensor:
+        """Hidden states that predict each response token, [N, D] for the N True places of `seqs.mask_BR`."""
+        hidden_BTD = self(seqs)
+        columns = seqs.predictors_BR()[seqs.mask_BR]
+        rows = seqs.mask_BR.nonzero()[:, 0]
+        return hidden_BTD[rows, columns]
+
+    def logits(self, hidden_BD: Tensor) -> Tensor:
+        """Logits [B, V] of the head in float32, soft cap applied."""
+        assert self.head is not None
+        with arithmetic(hidden_BD.device, self.dtype):
+            logits_BV = _wide(self.head(hidden_BD))
+        cap = self._softcap
+        return logits_BV if cap is None else cap * torch.tanh(logits_BV / cap)
+
+    @property
+    def _softcap(self) -> float | None:
+        return getattr(self.decoder.config, "final_logit_softcapping", None)
+
+    def logprobs(
+        self, seqs: Sequences, temperature: float, *, entropy: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        """log π of each response token and (asked for) the entropy, nats, [B, R]; 0 where there is none."""
+        head: Any = self.head
+        logp_N, entropy_N = token_logprobs(
+            self.response_hidden(seqs).to(self.dtype),
+            head.weight,
+            seqs.responses_BR()[seqs.mask_BR],
+            bias_V=getattr(head, "bias", None),
+            temperature=temperature,
+            softcap=self._softcap,
+            entropy=entropy,
+        )
+        return _spread(logp_N, seqs.mask_BR), None if entropy_N is None else _spread(entropy_N, seqs.mask_BR)
+
+    def values(self, seqs: Sequences) -> Tensor:
+        """Value before each response token is drawn, [B, R]; 0 where mask_BR is False."""
+        return _spread(self._scalar(self.response_hidden(seqs)), seqs.mask_BR)
+
+    def scores(self, seqs: Sequences) -> Tensor:
+        """Scalar read at the last token of each row, [B]."""
+        last_B = seqs.mask_BT.sum(1) - 1
+        return self._scalar(self(seqs)[torch.arange(len(seqs), device=last_B.device), last_B])
+
+    def _scalar(self, hidden_ND: Tensor) -> Tensor:
+        assert self.score is not None
+        return self.score(_wide(hidden_ND)).squeeze(-1)
+
+    def add_lora(self, rank: int, alpha: float) -> LoraConfig:
+        """Put trainable adapters on every linear layer; within `adapters(False)` the body is as before."""
+        config = LoraConfig(
+            r=rank,
+            lora_alpha=cast("int", alpha),  # PEFT computes with a float as well
+            target_modules=lora_targets(self.layers),
+            fan_in_fan_out=any(isinstance(m, Conv1D) for m in self.layers.modules()),
+        )
+        inject_adapter_in_model(config, self.layers)
+        return config
+
+    @contextmanager
+    def adapters(self, on: bool) -> Iterator[None]:
+        """Switch the adapters for a while: off, the weights are those of the reference."""
+        tuned = [m for m in self.layers.modules() if isinstance(m, BaseTunerLayer)]
+        before = [m._disable_adapters for m in tuned]
+        for module in tuned:
+            module._disable_adapters = not on  # enable_adapters() would also flip requires_grad
+        try:
+            yield
+        finally:
+            for module, off in zip(tuned, before, strict=True):
+                module._disable_adapters = off
+
+    def trained(self) -> list[nn.Parameter]:
+        return [p for p in self.parameters() if p.requires_grad]
+
+
+def _spread(x_N: Tensor, mask_BR: Tensor) -> Tensor:
+    """The values at the True places of a mask, 0 elsewhere, [B, R]."""
+    return x_N.new_zeros(mask_BR.shape).masked_scatter(mask_BR, x_N)
+
+
+def lora_targets(layers: nn.ModuleList) -> list[str]:
+    """Names, inside a layer, of its linear modules (GPT-2 calls them Conv1D)."""
+    linear = (nn.Linear, Conv1D)
+    return sorted({n.partition(".")[2] for n, m in layers.named_modules() if isinstance(m, linear)})

@@ -1,0 +1,90 @@
+"""Prompts with responses as padded tensors; tokens that all rows share at the front stand once.
+
+    prefix_P      the common front of all prompts (system prompt, instruction): run once for the whole batch
+    ids_BT        what is left of each prompt, then its response, right-padded
+    mask_BR       the response tokens, counted from the response's first
+
+Axes: B rows, T tokens after the shared prefix, P prefix tokens, R response tokens, D hidden size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from ppolite.ops.packing import common_prefix
+
+
+@dataclass
+class Sequences:
+    """Rows of prompt + response, right-padded, the common front kept once."""
+
+    prefix_P: Tensor
+    ids_BT: Tensor
+    mask_BT: Tensor
+    """True on tokens, False on padding."""
+    starts_B: Tensor
+    """Column of ids_BT at which the response begins (at least 1)."""
+    mask_BR: Tensor
+    """True on response tokens."""
+    h_prefix_1PD: Tensor | None = None
+    h_BTD: Tensor | None = None
+    """Output of the frozen bottom, when it has been run."""
+
+    @classmethod
+    def of(
+        cls, prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]], device: torch.device
+    ) -> Sequences:
+        """Lay out token ids.
+
+        Raises ValueError for a prompt without tokens, since its last one predicts the response's first.
+        """
+        if any(not p for p in prompts):
+            raise ValueError("a prompt has no tokens")
+        shared = common_prefix(prompts)
+        rows = [[*p[shared:], *r] for p, r in zip(prompts, responses, strict=True)]
+        ids = nn.utils.rnn.pad_sequence([torch.tensor(r) for r in rows], batch_first=True)
+        lengths = torch.tensor([len(r) for r in rows])
+        answer = torch.tensor([len(r) for r in responses])
+        return cls(
+            prefix_P=torch.tensor(list(prompts[0][:shared]), dtype=torch.long, device=device),
+            ids_BT=ids.to(device),
+            mask_BT=(torch.arange(ids.shape[1]) < lengths[:, None]).to(device),
+            starts_B=(lengths - answer).to(device),
+            mask_BR=(torch.arange(int(answer.max())) < answer[:, None]).to(device),
+        )
+
+    def __len__(self) -> int:
+        return self.ids_BT.shape[0]
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of each row after the shared prefix."""
+        return self.mask_BT.sum(1).tolist()
+
+    def select(self, rows: Sequence[int]) -> Sequences:
+        """The given rows, trimmed to the longest of them."""
+        pick = torch.tensor(rows, device=self.ids_BT.device)
+        mask_BT, mask_BR = self.mask_BT[pick], self.mask_BR[pick]
+        T, R = int(mask_BT.sum(1).max()), int(mask_BR.sum(1).max())
+        return replace(
+            self,
+            ids_BT=self.ids_BT[pick, :T],
+            mask_BT=mask_BT[:, :T],
+            starts_B=self.starts_B[pick],
+            mask_BR=mask_BR[:, :R],
+            h_BTD=None if self.h_BTD is None else self.h_BTD[pick, :T],
+        )
+
+    def predictors_BR(self) -> Tensor:
+        """Columns whose hidden state predicts response token r: the token before it. Clamped at padding."""
+        R = self.mask_BR.shape[1]
+        columns = self.starts_B[:, None] - 1 + torch.arange(R, device=self.starts_B.device)
+        return columns.clamp(max=self.ids_BT.shape[1] - 1)
+
+    def responses_BR(self) -> Tensor:
+        """Token ids of the responses; meaningless where mask_BR is False."""
+        return self.ids_BT.gather(1, (self.predictors_BR() + 1).clamp(max=self.ids_BT.shape[1] - 1))

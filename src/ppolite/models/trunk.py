@@ -1,0 +1,156 @@
+"""One frozen bottom, several tops: a decoder cut at layer k.
+
+    Sequences        prompts with responses as padded tensors                                (sequences.py)
+    Body             layers k..L-1 with the final norm and a head: what a role owns          (body.py)
+    Trunk.bottom()   runs layers 0..k-1 once and keeps h_k in the Sequences
+    verify()         compares the split path with the model's plain forward pass on real tokens
+
+The bottom is a view of the model with its first k layers and no final norm, run by the model's own forward
+function. Its output serves all roles and all epochs.
+
+Axes: B rows, T tokens after the shared prefix, P prefix tokens, R response tokens, D hidden size.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache, PreTrainedModel
+
+from ppolite.models.body import Body, arithmetic, decoder_of, last_hidden, layer_path, layers_of, view
+from ppolite.models.sequences import Sequences
+from ppolite.ops.packing import token_batches
+from ppolite.types import UserError
+
+
+class Trunk:
+    """A loaded causal LM cut at `split`: its frozen bottom and `top`, the body as loaded."""
+
+    def __init__(self, model: PreTrainedModel, split: int, dtype: torch.dtype = torch.float32) -> None:
+        decoder = decoder_of(model)
+        layers_name, norm_name = layer_path(decoder)
+        layers = layers_of(decoder)
+        if not 0 <= split < len(layers):
+            raise UserError(
+                f"trunk.split is {split}, but the model has layers 0..{len(layers) - 1}; choose one of those"
+            )
+        model.requires_grad_(False).eval()
+        self.model, self.split, self.dtype = model, split, dtype
+        self.top = Body.of(model, split, dtype=dtype)
+        self._last_front: tuple[tuple[int, ...], Tensor | None, DynamicCache] | None = None
+        self._bottom = (
+            view(decoder, {layers_name: layers[:split], norm_name: nn.Identity()}) if split else None
+        )
+
+    def _front(self, prefix_P: Tensor) -> tuple[Tensor | None, DynamicCache]:
+        """Output and cache of the shared prefix; frozen, so the last one is kept while it stays the same."""
+        key = tuple(prefix_P.tolist())
+        if self._last_front is None or self._last_front[0] != key:
+            assert self._bottom is not None
+            cache = DynamicCache()
+            positions = torch.arange(len(key), device=prefix_P.device)[None]
+            h = None
+            if key:
+                h = last_hidden(
+                    self._bottom,
+                    input_ids=prefix_P[None],
+                    position_ids=positions,
+                    past_key_values=cache,
+                    use_cache=True,
+                )
+            self._last_front = key, h, cache
+        return self._last_front[1:]
+
+    @torch.no_grad()
+    def bottom(self, seqs: Sequences, budget: int | None = None) -> Sequences:
+        """Run the frozen layers once; the result carries h_k for every role and every epoch.
+
+        `budget` bounds the tokens that go through at once.
+        """
+        if self._bottom is None:
+            return seqs
+        B, T = seqs.ids_BT.shape
+        P = seqs.prefix_P.numel()
+        device = seqs.ids_BT.device
+        positions = torch.arange(P + T, device=device)[None]
+        h_BTD = None
+        with arithmetic(device, self.dtype):
+            h_prefix, front = self._front(seqs.prefix_P)
+            for rows in token_batches(seqs.lengths, budget or B * T):
+                part = seqs.select(rows)
+                t = part.ids_BT.shape[1]
+                cache: dict[str, Any] = {"use_cache": False}
+                if P:
+                    cache = {"use_cache": True, "past_key_values": copy.deepcopy(front)}
+                    cache["past_key_values"].batch_repeat_interleave(len(rows))
+                h = last_hidden(
+                    self._bottom,
+                    input_ids=part.ids_BT,
+                    attention_mask=torch.cat([part.mask_BT.new_ones(len(rows), P), part.mask_BT], 1),
+                    position_ids=positions[:, P : P + t],
+                    **cache,
+                )
+                if h_BTD is None:
+                    h_BTD = h.new_zeros(B, T, h.shape[-1])
+                h_BTD[torch.tensor(rows, device=device), :t] = h
+        return replace(seqs, h_prefix_1PD=h_prefix, h_BTD=h_BTD)
+
+
+def verify(model: PreTrainedModel, split: int, rows: Sequence[Sequence[int]]) -> float:
+    """Largest difference between the split path and the plain forward pass on real tokens.
+
+    Compares, in the weights' dtype, the log-probs (nats, absolute) of each row's second half and the gradient
+    of their sum with respect to the last layer's first weight (relative to its largest entry). A row of one
+    token is doubled.
+    """
+    pairs = [list(r) if len(r) > 1 else [*r, *r] for r in rows]
+    halves = [(r[: len(r) // 2], r[len(r) // 2 :]) for r in pairs]
+    trunk = Trunk(model, split, model.dtype)
+    device = trunk.top.device
+    watched = next(trunk.top.layers[-1].parameters())
+    watched.requires_grad_(True)
+    try:
+        seqs = Sequences.of([p for p, _ in halves], [r for _, r in halves], device)
+        ours, _ = trunk.top.logprobs(trunk.bottom(seqs), 1.0)
+        (our_grad,) = torch.autograd.grad(ours.sum(), watched)
+        plain: list[Tensor] = []
+        for prompt, response in halves:
+            ids = torch.tensor([prompt + response], device=device)
+            logp = model(input_ids=ids).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
+            plain.append(logp.gather(1, ids[0, len(prompt) :, None])[:, 0])
+        (plain_grad,) = torch.autograd.grad(torch.cat(plain).sum(), watched)
+        gap = (ours[seqs.mask_BR] - torch.cat(plain)).abs().max()
+        grad_gap = (our_grad - plain_grad).abs().max() / plain_grad.abs().max().clamp(min=1e-12)
+        return float(torch.maximum(gap, grad_gap).detach())
+    finally:
+        watched.requires_grad_(False)
+
+
+def checked_trunk(
+    model: PreTrainedModel,
+    split: int,
+    rows: Sequence[Sequence[int]],
+    say: Callable[[str], None],
+    dtype: torch.dtype = torch.float32,
+) -> Trunk:
+    """A trunk that was compared with the plain model; falls back to split 0, announced, where they differ.
+
+    Raises UserError when even the unsplit path differs: then log-probs would be wrong.
+    """
+    tolerance = 1e-3  # both sides run in float32, the dtype of loaded weights
+    gap = verify(model, split, rows)
+    if gap <= tolerance:
+        return Trunk(model, split, dtype)
+    name = type(model).__name__
+    if split and verify(model, 0, rows) <= tolerance:
+        say(f"trunk.split: {split} changes {name}'s results by {gap:.2g} on real tokens; going on with 0")
+        return Trunk(model, 0, dtype)
+    raise UserError(
+        f"{name}: log-probs differ by {gap:.2g} from the model's own forward pass; ppolite cannot train it"
+        " correctly, so choose another model"
+    )

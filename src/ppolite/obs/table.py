@@ -1,0 +1,47 @@
+"""The before/after table that ends a run in the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Group
+from rich.markup import escape
+from rich.table import Table
+
+from ppolite.obs.visible import visible
+
+ROWS = (
+    ("score", "predicted score (reward model, trained against)", "{:.2f}"),
+    ("judge", "independent judge (never seen in training)", "{:.3f}"),
+    ("length", "length, tokens", "{:.1f}"),
+    ("distinct2", "distinct-2 (diversity)", "{:.3f}"),
+    ("cut_share", "cut by the length limit", "{:.1%}"),
+)
+
+
+def before_after_table(result: Mapping[str, Any], samples: int = 4) -> Group:
+    """Figures of `eval.json` and a few answers, before and after."""
+    table = Table("on held-out prompts", "before (SFT)", "after (PPO)", "gain, 95 % interval")
+    for key, label, form in ROWS:
+        before, after = result.get(f"{key}_before"), result.get(f"{key}_after")
+        if before is None or after is None:
+            continue
+        interval = result.get(f"{key}_gain_ci95")
+        gain = f"{after - before:+.2f}  [{interval[0]:+.2f}, {interval[1]:+.2f}]" if interval else ""
+        table.add_row(label, form.format(before), form.format(after), gain)
+    table.add_row("KL to the SFT model, nats a sequence", "0", f"{result['kl_ref_seq']:.2f}", "")
+    table.caption = f"{result['prompts']} prompts" + _agreement(result)
+    texts = Table("prompt", "before", "after", title="samples", show_lines=True)
+    for sample in result.get("samples", [])[:samples]:
+        texts.add_row(*(escape(visible(sample[k])) for k in ("prompt", "before", "after")))
+    return Group(table, texts)
+
+
+def _agreement(result: Mapping[str, Any]) -> str:
+    accuracy = result.get("rm_pair_accuracy")
+    if accuracy is None:
+        return ""
+    spearman = result.get("rm_spearman")
+    rank = f", Spearman {spearman:.2f}" if spearman is not None else ""
+    return f"; the reward model ranks {accuracy:.1%} of held-out pairs as people do{rank}"

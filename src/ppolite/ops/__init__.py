@@ -1,0 +1,17 @@
+"""The mathematics of RLHF with PPO: pure functions on tensors, torch only, no I/O.
+
+    masked       sums, means, variances and whitening over the places that count
+    logprobs     token log-probs and entropies from hidden states, without the logits of a batch
+    kl           KL estimators, and the three ways to steer a KL coefficient
+    advantages   generalised advantage estimation over responses
+    losses       PPO's clipped and KL-penalised policy losses, and the clipped value loss
+    preference   reward-model losses: pairs, rankings, scores; and how often pairs are ordered rightly
+    packing      micro-batches by token budget; the prefix that sequences share
+
+Conventions. A mask is bool, True counts; what stands at masked places is never read, not even when it is NaN.
+A loss is a sum divided by one count: the number of True places, or `denom` when the caller works a batch off
+in parts (then losses, gradients and diagnostics of the parts add up to those of the batch). KL and log-probs
+are in nats. Functions take float32 or float64 and answer in the same.
+
+Axes, as suffixes: B sequences, R response tokens, N tokens of a batch, V vocabulary, D hidden size, K ranks.
+"""

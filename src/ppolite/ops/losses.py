@@ -1,0 +1,172 @@
+"""PPO's losses, each returned with the diagnostics that it knows anyway.
+
+    clip_loss         PPO-clip
+    kl_penalty_loss   PPO-KL
+    value_loss        the critic's
+
+Every loss, and every diagnostic but `ratio_max`, is a sum over the True places of the mask divided by
+`denom`: by default their number, else the count of the whole batch, of which this is a part. So parts are
+accumulated by addition, `ratio_max` by the maximum, and the result does not depend on the parts:
+
+    loss, diagnostics = clip_loss(..., denom=tokens_of_the_batch); loss.backward()
+
+π_old is the policy at the start of the update, neither the sampler's μ nor the reference π_ref. Advantages,
+old log-probs, old values and returns are data: pass them without a graph.
+
+Axes: B sequences, R response tokens; any other shape does as well, if all arguments have it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from ppolite.ops.kl import kl_estimate
+from ppolite.ops.masked import masked_mean, masked_var, masked_zero
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Diagnostics = dict[str, "Tensor"]
+"""Detached scalars by name."""
+
+
+def clip_loss(
+    logprobs_BR: Tensor,
+    old_logprobs_BR: Tensor,
+    advantages_BR: Tensor,
+    mask_BR: Tensor,
+    *,
+    clip: float,
+    denom: float | Tensor | None = None,
+) -> tuple[Tensor, Diagnostics]:
+    """PPO's clipped surrogate (Schulman et al. 2017, arXiv 1707.06347, eq. 7), negated.
+
+        ρ = exp(log π_θ − log π_old) ;   loss = −mean min(ρ A, clip(ρ, 1 − ε, 1 + ε) A)
+
+    The minimum makes it a pessimistic bound: clipping binds, and takes the gradient away, only where A > 0
+    and ρ > 1 + ε, or A < 0 and ρ < 1 − ε. A ratio that went the wrong way keeps its gradient.
+
+    Args:
+        logprobs_BR: log π_θ of the tokens, nats.
+        old_logprobs_BR: log π_old, nats.
+        advantages_BR: A.
+        mask_BR: True on the tokens that count.
+        clip: ε > 0.
+        denom: the batch's number of tokens, when this is a part of it.
+
+    Returns:
+        The loss and, detached, `clip_fraction` (where clipping binds), `approx_kl` (KL(π_old‖π_θ) a token,
+        k3), `ratio_mean` and `ratio_max`.
+
+    Raises:
+        ValueError: shapes that differ, an empty mask without `denom`, ε ≤ 0.
+    """
+    if clip <= 0:
+        raise ValueError(f"clip is {clip}; expected a number > 0")
+    ratio, advantages, diagnostics = _ratio(logprobs_BR, old_logprobs_BR, advantages_BR, mask_BR, denom)
+    clipped = ratio.clamp(1 - clip, 1 + clip)
+    loss = -masked_mean(torch.minimum(ratio * advantages, clipped * advantages), mask_BR, denom=denom)
+    binds = ((advantages > 0) & (ratio > 1 + clip)) | ((advantages < 0) & (ratio < 1 - clip))
+    diagnostics["clip_fraction"] = masked_mean(binds.to(ratio.dtype), mask_BR, denom=denom)
+    return loss, diagnostics
+
+
+def kl_penalty_loss(
+    logprobs_BR: Tensor,
+    old_logprobs_BR: Tensor,
+    advantages_BR: Tensor,
+    mask_BR: Tensor,
+    *,
+    beta: float,
+    denom: float | Tensor | None = None,
+) -> tuple[Tensor, Diagnostics]:
+    """PPO with a KL penalty in place of the clip (Schulman et al. 2017, arXiv 1707.06347, eq. 8), negated.
+
+        ρ = exp(log π_θ − log π_old) ;   loss = mean(−ρ A + β KL(π_old‖π_θ))
+
+    The tokens are samples of π_old, so KL is estimated by k3 = (ρ − 1) − log ρ, whose value and whose
+    gradient are both unbiased. `AdaptivePenalty` in `ops/kl.py` steers β.
+
+    Arguments, diagnostics and errors as for `clip_loss`, with `beta` ≥ 0 for the clip and no `clip_fraction`.
+    """
+    if beta < 0:
+        raise ValueError(f"beta is {beta}; expected a number ≥ 0")
+    ratio, advantages, diagnostics = _ratio(logprobs_BR, old_logprobs_BR, advantages_BR, mask_BR, denom)
+    kl = kl_estimate(masked_zero(old_logprobs_BR, mask_BR), masked_zero(logprobs_BR, mask_BR), "k3")
+    return masked_mean(beta * kl - ratio * advantages, mask_BR, denom=denom), diagnostics
+
+
+def value_loss(
+    values_BR: Tensor,
+    old_values_BR: Tensor,
+    returns_BR: Tensor,
+    mask_BR: Tensor,
+    *,
+    clip: float | None,
+    denom: float | Tensor | None = None,
+) -> tuple[Tensor, Diagnostics]:
+    """Half the squared error of the critic, pessimistic about large steps (OpenAI Baselines, ppo2).
+
+        V_clip = V_old + clip(V − V_old, −ε, ε) ;   loss = mean ½ max((V − R)², (V_clip − R)²)
+
+    Clipping binds where the clipped error is the larger one, and takes the gradient away there.
+
+    Args:
+        values_BR: V, with the gradient.
+        old_values_BR: V before the update; read only when there is a clip.
+        returns_BR: R, from `gae`.
+        mask_BR: True on the tokens that count.
+        clip: ε > 0, in units of the return; None for the plain error.
+        denom: the batch's number of tokens, when this is a part of it.
+
+    Returns:
+        The loss and, detached, `clip_fraction` (where clipping binds).
+
+    Raises:
+        ValueError: shapes that differ, an empty mask without `denom`, ε ≤ 0.
+    """
+    if clip is not None and clip <= 0:
+        raise ValueError(f"clip is {clip}; expected a number > 0, or None")
+    values, returns = masked_zero(values_BR, mask_BR), masked_zero(returns_BR, mask_BR)
+    error = values - returns
+    square = error.square()
+    worst = square
+    if clip is not None:
+        old_values = masked_zero(old_values_BR, mask_BR)
+        clipped = old_values + (values - old_values).clamp(-clip, clip)
+        worst = torch.maximum(square, (clipped - returns).square())
+    with torch.no_grad():
+        clipped_share = masked_mean((worst > square).to(values.dtype), mask_BR, denom=denom)
+    return masked_mean(worst, mask_BR, denom=denom) / 2, {"clip_fraction": clipped_share}
+
+
+def explained_variance(values_BR: Tensor, returns_BR: Tensor, mask_BR: Tensor) -> Tensor:
+    """1 − Var(R − V) / Var(R) over the whole mask. Scalar.
+
+    1 for a perfect critic, 0 for one that knows the mean only, negative for a worse one; NaN when the returns
+    do not vary. With V from before the update it is the critic's forecast of returns it has not learned from.
+    """
+    values, returns = masked_zero(values_BR, mask_BR), masked_zero(returns_BR, mask_BR)
+    total = masked_var(returns, mask_BR)
+    return torch.where(total > 0, 1 - masked_var(returns - values, mask_BR) / total, torch.nan)
+
+
+def _ratio(
+    logprobs_BR: Tensor,
+    old_logprobs_BR: Tensor,
+    advantages_BR: Tensor,
+    mask_BR: Tensor,
+    denom: float | Tensor | None,
+) -> tuple[Tensor, Tensor, Diagnostics]:
+    """ρ (1 at masked places), A (0 there) and the diagnostics that both policy losses share."""
+    logprobs, old = masked_zero(logprobs_BR, mask_BR), masked_zero(old_logprobs_BR, mask_BR)
+    ratio = torch.exp(logprobs - old)
+    with torch.no_grad():
+        diagnostics = {
+            "approx_kl": masked_mean(kl_estimate(old, logprobs, "k3"), mask_BR, denom=denom),
+            "ratio_mean": masked_mean(ratio, mask_BR, denom=denom),
+            "ratio_max": masked_zero(ratio, mask_BR).max(),
+        }
+    return ratio, masked_zero(advantages_BR, mask_BR), diagnostics

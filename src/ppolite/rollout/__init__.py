@@ -1,0 +1,1 @@
+"""Generating, scoring and preparing experience."""

@@ -1,0 +1,65 @@
+"""Talk to the SFT model and the trained policy at once, side by side; each keeps its own history."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from ppolite.config import Recipe
+from ppolite.obs.visible import visible
+from ppolite.rollout.local import LocalGenerator
+from ppolite.stages.evaluate import finished
+from ppolite.stages.loop import load_prompts
+from ppolite.types import Message, Prompt, Rollout, UserError
+
+HELP = "Enter sends, /new forgets the conversation, /quit (or Ctrl-D) leaves."
+
+
+def chat(recipe: Recipe, run_dir: Path, *, ask: Callable[[str], str] = input, seed: int = 0) -> None:
+    """Read a line, show both answers, until /quit or end of input."""
+    if recipe.ppo is None:
+        raise UserError(f"{run_dir}: its recipe has no `ppo` section, so there is nothing to compare")
+    opened, roles = finished(recipe, run_dir)
+    _, held = load_prompts(recipe.ppo.prompts, opened, recipe.ppo.max_new_tokens, recipe.seed)
+    plain = not (held and held[0].messages)
+    system = [m for m in (held[0].messages if held else ()) if m["role"] == "system"]
+    speakers = {
+        name: LocalGenerator(body, opened.tokenizer, opened.stop_ids)
+        for name, body in {"before (SFT)": roles.reference, "after (PPO)": roles.policy}.items()
+    }
+    console = Console()
+    console.print(HELP)
+    if held:
+        console.print(f"A prompt of the kind it was trained on: {escape(visible(held[0].last))}")
+    histories: dict[str, list[Message]] = {name: list(system) for name in speakers}
+    turn = 0
+    while (line := _line(ask)) is not None:
+        if line == "/new":
+            histories = {name: list(system) for name in speakers}
+            continue
+        if not line:
+            continue
+        table = Table(*speakers, expand=True)
+        answers = []
+        for name, generator in speakers.items():
+            history = histories[name]
+            history.append({"role": "user", "content": line})
+            prompt = Prompt(text=line) if plain else Prompt(messages=tuple(history))
+            rollout: Rollout = generator.generate([prompt], recipe.ppo.sampling, seed=seed + turn)[0]
+            history.append({"role": "assistant", "content": rollout.text})
+            answers.append(escape(visible(rollout.text)))
+        table.add_row(*answers)
+        console.print(table)
+        turn += 1
+
+
+def _line(ask: Callable[[str], str]) -> str | None:
+    try:
+        line = ask("you> ").strip()
+    except EOFError:
+        return None
+    return None if line in ("/quit", "/exit") else line

@@ -1,0 +1,241 @@
+"""What the three stages share: opening a model, seeds, the optimizer with its schedule, batches."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ppolite.config import PPO, Adam, Data, Recipe
+from ppolite.data.chat import check_lengths, encode_prompt, prepare_tokenizer, stop_ids
+from ppolite.data.embedded import model_path
+from ppolite.data.readers import read_examples, read_preferences, read_prompts, read_rankings, read_scored
+from ppolite.data.split import split_by_prompt
+from ppolite.models.load import compute_dtype, load_causal, load_tokenizer, pick_device
+from ppolite.models.trunk import Trunk, checked_trunk
+from ppolite.types import Prompt, UserError
+
+log = logging.getLogger("ppolite")
+T = TypeVar("T")
+Say = Callable[[str], None]
+
+
+def derive_seed(master: int, *names: str | int) -> int:
+    """A seed of its own for each random stream: 63 bits of SHA-256 of master seed and stream name."""
+    digest = hashlib.sha256("/".join(map(str, (master, *names))).encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+@dataclass
+class Opened:
+    """A model ready for work."""
+
+    source: str
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    stop_ids: frozenset[int]
+    device: torch.device
+    dtype: torch.dtype
+    context: int
+    """Longest sequence, in tokens."""
+
+
+def resolve(source: str) -> str:
+    """`embedded:` names become the folder in the cache (fetched when missing)."""
+    if not source.startswith("embedded:"):
+        return source
+    if source != "embedded:smollm2-135m":
+        raise UserError(
+            f"model: {source} is not embedded here; the one there is is called embedded:smollm2-135m"
+        )
+    return str(model_path())
+
+
+def open_model(recipe: Recipe, source: str | None = None) -> Opened:
+    """Load the recipe's model (or another for the same recipe) with its tokenizer, repaired where needed."""
+    name = resolve(source or recipe.model)
+    device = pick_device(recipe.device)
+    tokenizer = load_tokenizer(name, trust_remote_code=recipe.trust_remote_code)
+    model = load_causal(name, device, trust_remote_code=recipe.trust_remote_code)
+    for repair in prepare_tokenizer(tokenizer, model.config):
+        log.warning(repair)
+    stops = stop_ids(tokenizer, model.generation_config)
+    context = int(getattr(model.config, "max_position_embeddings", 0) or 1 << 30)
+    # peft draws the adapters' first factor from torch's global stream.
+    torch.manual_seed(derive_seed(recipe.seed, "init"))
+    return Opened(name, model, tokenizer, stops, device, compute_dtype(recipe.dtype, device), context)
+
+
+def after_sft(recipe: Recipe, run_dir: Path) -> str | None:
+    """`RUN/sft`, or None for the recipe's model; a recipe whose `sft` has not been done gets a warning."""
+    if (run_dir / "sft").exists():
+        return str(run_dir / "sft")
+    if recipe.sft is not None:
+        log.warning(
+            "%s: no sft result in it; starting from %s. `ppolite sft` comes first", run_dir, recipe.model
+        )
+    return None
+
+
+def open_trunk(recipe: Recipe, opened: Opened, probe: Sequence[Sequence[int]]) -> Trunk:
+    """Cut the model at `trunk.split` after comparing with its plain forward pass on the rows of `probe`."""
+    return checked_trunk(opened.model, recipe.trunk.split, probe, log.warning, opened.dtype)
+
+
+READERS = {
+    "examples": read_examples,
+    "scored": read_scored,
+    "preferences": read_preferences,
+    "rankings": read_rankings,
+    "prompts": read_prompts,
+}
+
+
+def load_split(data: Data, kind: str, seed: int) -> tuple[list[Any], list[Any]]:
+    """`(train, held out)` of a source; what its rows suffer from is logged, row by row."""
+    items, report = READERS[kind](data.path, data.columns, plain=data.plain)
+    for line in report.lines():
+        log.info(line)
+    held_out = data.held_out if data.held_out < 1 else int(data.held_out)
+    return split_by_prompt(items, held_out, seed)
+
+
+def load_prompts(
+    data: Data, opened: Opened, max_new_tokens: int, seed: int
+) -> tuple[list[Prompt], list[Prompt]]:
+    """`(train, held out)` prompts, each shuffled; those without room for an answer are reported."""
+    split: list[list[Prompt]] = []
+    for name, prompts in zip(("train", "held"), load_split(data, "prompts", seed), strict=True):
+        order = shuffled(prompts, derive_seed(seed, "prompts", name))
+        ids = [encode_prompt(opened.tokenizer, p) for p in order]
+        limit = opened.context - max_new_tokens
+        what = f"the model's context of {opened.context:,} less {max_new_tokens:,} for the answer"
+        keep, too_long = check_lengths(ids, limit, [p.source for p in order], what=what)
+        for line in too_long:
+            log.warning(line)
+        split.append([order[i] for i in keep])
+    train, held = split
+    if not train:
+        raise UserError(f"{data.path}: no prompts to train on; see held_out ({data.held_out:g})")
+    return train[: data.limit], held
+
+
+def tests_of(held: Sequence[Prompt], config: PPO) -> list[Prompt]:
+    """The held-out prompts behind the `eval_prompts` first, which serve to choose the best policy.
+
+    Raises UserError where fewer than two are left.
+    """
+    prompts = list(held[config.eval_prompts :])
+    if len(prompts) < 2:
+        raise UserError(
+            f"{config.prompts.path}: {len(held)} prompts are held out, of which {config.eval_prompts} serve "
+            "to choose the best policy, and too few are left to judge it; raise ppo.prompts.held_out or "
+            "lower ppo.eval_prompts"
+        )
+    return prompts
+
+
+class Learner:
+    """AdamW with warm-up, schedule and gradient clipping over one set of parameters."""
+
+    def __init__(self, parameters: list[nn.Parameter], config: Adam, total: int) -> None:
+        self.parameters, self.config, self.total = parameters, config, max(total, 1)
+        self.done = 0
+        self.optimizer = torch.optim.AdamW(
+            parameters,
+            lr=config.lr,
+            betas=(0.9, config.beta2),
+            eps=config.adam_eps,
+            weight_decay=config.weight_decay,
+            fused=True,
+        )
+
+    @property
+    def lr(self) -> float:
+        """Learning rate of the next update."""
+        c, warm = self.config, self.config.warmup * self.total
+        if self.done < warm:
+            return c.lr * (self.done + 1) / (math.floor(warm) + 1)
+        progress = min((self.done - warm) / max(self.total - warm, 1), 1.0)
+        factor = {"constant": 1.0, "linear": 1 - progress, "cosine": 0.5 * (1 + math.cos(math.pi * progress))}
+        return c.lr * factor[c.schedule]
+
+    def step(self) -> float:
+        """Clip, update, clear. Returns the gradient's norm before clipping; UserError if not finite."""
+        norm = float(nn.utils.clip_grad_norm_(self.parameters, self.config.max_grad_norm))
+        if not math.isfinite(norm):
+            raise UserError(
+                f"update {self.done + 1}: the gradient is {norm}; lower the learning rate "
+                f"({self.config.lr:g}) or look at the data of this batch. Nothing was changed by this update"
+            )
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.lr
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.done += 1
+        return norm
+
+
+def shuffled(items: Sequence[T], seed: int) -> list[T]:
+    order = list(items)
+    random.Random(seed).shuffle(order)
+    return order
+
+
+WINDOW = 8
+"""Batches whose rows are sorted by length together."""
+
+
+def batches(
+    items: Sequence[T], size: int, epochs: float, seed: int, length: Callable[[T], int] | None = None
+) -> Iterator[list[T]]:
+    """`epochs` passes in batches, each pass shuffled anew; the last batch of a pass may be short.
+
+    With `length`, rows of about one length go together: within windows of a few batches they are sorted, and
+    the batches shuffled. Padding falls from about 40 % to 5 % on film reviews.
+    """
+    remaining = round(len(items) * epochs)
+    epoch = 0
+    while remaining > 0:
+        order = shuffled(items, derive_seed(seed, "epoch", epoch))[:remaining]
+        made: list[list[T]] = []
+        for first in range(0, len(order), size * WINDOW):
+            window = order[first : first + size * WINDOW]
+            if length is not None:
+                window.sort(key=length)
+            made += [window[i : i + size] for i in range(0, len(window), size)]
+        yield from made if length is None else shuffled(made, derive_seed(seed, "batches", epoch))
+        remaining -= len(order)
+        epoch += 1
+
+
+def count_batches(items: int, size: int, epochs: float) -> int:
+    whole, part = divmod(round(items * epochs), items)
+    return whole * math.ceil(items / size) + math.ceil(part / size)
+
+
+def cycle(items: Sequence[T], seed: int) -> Iterator[T]:
+    """Endless passes over the items, each shuffled anew."""
+    epoch = 0
+    while True:
+        yield from shuffled(items, derive_seed(seed, "cycle", epoch))
+        epoch += 1
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Whole or not at all."""
+    draft = path.with_name(f".{path.name}.part")
+    draft.write_text(
+        json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8"
+    )
+    draft.rename(path)

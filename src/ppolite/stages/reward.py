@@ -1,0 +1,293 @@
+"""The reward model: one scalar for prompt + response, read at the last token.
+
+    scores     (s + b − y)²                               regression on what people gave
+    pairs      −log σ(s_chosen − s_rejected − margin)     Bradley–Terry
+    rankings   −Σ_k log softmax(s_k, s_k+1, …)_k          Plackett–Luce
+
+All three on the same head, which has no bias. For scores the intercept b is the batch's best one, mean(y −
+s): like the other two losses, this one cannot be lowered by moving all scores together. Without it, that
+shared motion is most of the gradient (the hidden state at the last token is nearly the same in every row)
+and drowns the rest: held-out Spearman 0.27 instead of 0.52 after 640 film ratings. The result is a sequence
+classifier in `RUN/reward`; beside it `agreement.json` says how well it agrees with people on held-out rows,
+and the config carries its mean and standard deviation on the SFT model's own samples, which PPO uses to
+normalise the reward.
+
+    ppolite reward recipes/film.yaml
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ppolite.config import Recipe, save_recipe
+from ppolite.data.chat import encode_example
+from ppolite.models.export import save_reward
+from ppolite.models.roles import Norm, trainable
+from ppolite.models.trunk import Body, Sequences
+from ppolite.obs.metrics import calibration, pearson, spearman
+from ppolite.obs.sinks import MetricsLog, progress
+from ppolite.ops.packing import token_batches
+from ppolite.ops.preference import bradley_terry_loss, pair_accuracy, plackett_luce_loss, regression_loss
+from ppolite.rollout.experience import over_batches
+from ppolite.rollout.local import LocalGenerator
+from ppolite.stages.loop import (
+    Learner,
+    after_sft,
+    batches,
+    count_batches,
+    derive_seed,
+    load_split,
+    log,
+    open_model,
+    open_trunk,
+    shuffled,
+)
+from ppolite.types import Preference, Prompt, Ranking, Sampling, Scored, UserError
+
+ITEMS = {"scores": "scored", "pairs": "preferences", "rankings": "rankings"}
+
+
+@dataclass(frozen=True)
+class Row:
+    """Responses to one prompt that are judged together, best first; `target` is a score or a margin."""
+
+    prompt: Prompt
+    encoded: tuple[tuple[list[int], list[int]], ...]
+    target: float
+
+    @property
+    def size(self) -> int:
+        """Tokens when padded."""
+        return len(self.encoded) * max(len(p) + len(r) for p, r in self.encoded)
+
+
+class RewardModel:
+    """One reward-model run: `RewardModel(recipe, run_dir).run()`. Starts from `RUN/sft` when there is one."""
+
+    def __init__(self, recipe: Recipe, run_dir: str | Path) -> None:
+        if recipe.reward is None:
+            raise UserError("this recipe has no `reward` section; add one with its `data`")
+        self.recipe, self.config, self.run_dir = recipe, recipe.reward, Path(run_dir)
+        self.opened = open_model(recipe, after_sft(recipe, self.run_dir))
+        train, held = load_split(self.config.data, ITEMS[self.config.kind], recipe.seed)
+        self.train = self.encode(train, self.config.data.limit)
+        self.held = self.encode(held, self.config.eval_examples)
+        if not self.train or len(self.held) < 8:
+            raise UserError(
+                f"reward.data {self.config.data.path}: {len(self.train)} rows to train on, {len(self.held)} "
+                "held out; at least 1 and 8 are needed (see data.held_out and max_tokens)"
+            )
+        self.trunk = open_trunk(
+            recipe, self.opened, [p + r for p, r in (row.encoded[0] for row in self.train[:4])]
+        )
+        self.body = self._body()
+        self.mean, self.scale = self._target_units()
+        self._pairs_apart()
+
+    def _body(self) -> Body:
+        top = self.trunk.top
+        score = nn.Linear(self.opened.model.config.hidden_size, 1, bias=False)
+        generator = torch.Generator().manual_seed(derive_seed(self.recipe.seed, "reward-head"))
+        nn.init.normal_(score.weight, std=1 / math.sqrt(score.in_features + 1), generator=generator)
+        base = top.clone(embed=self.trunk.split == 0, score=score.to(self.opened.device))
+        body, _ = trainable(base, self.recipe.train)
+        assert body.score is not None
+        body.score.requires_grad_(True)
+        return body
+
+    def _target_units(self) -> tuple[float, float]:
+        """Mean and standard deviation of the training scores; the head learns in these units."""
+        if self.config.kind != "scores":
+            return 0.0, 1.0
+        targets = torch.tensor([row.target for row in self.train])
+        spread = float(targets.std(correction=0))
+        if spread == 0:
+            raise UserError(
+                f"reward.data {self.config.data.path}: every score is {targets[0]:g}; nothing to learn"
+            )
+        return float(targets.mean()), spread
+
+    def _pairs_apart(self) -> None:
+        """The figure that PPO will ask for must exist once training is over."""
+        targets = [row.target for row in self.held]
+        spread = max(targets) - min(targets)
+        if self.config.kind == "scores" and (spread == 0 or spread < self.config.pair_gap):
+            raise UserError(
+                f"reward.data {self.config.data.path}: the {len(targets)} held-out scores are at most "
+                f"{spread:g} apart, so no pair counts with reward.pair_gap {self.config.pair_gap:g}; lower "
+                "it, or hold out more rows"
+            )
+
+    def encode(self, items: Sequence[Scored | Preference | Ranking], most: int | None) -> list[Row]:
+        """Token ids of the first `most` after shuffling; rows over `max_tokens` are reported and left out."""
+        limit = min(self.config.max_tokens, self.opened.context)
+        rows: list[Row] = []
+        for item in shuffled(items, derive_seed(self.recipe.seed, "reward")):
+            if len(rows) == most:
+                break
+            responses, target = _responses(item)
+            encoded = tuple(encode_example(self.opened.tokenizer, item.prompt, r) for r in responses)
+            longest = max(len(p) + len(r) for p, r in encoded)
+            if longest > limit:
+                log.warning("%s: %d tokens, limit %d; left out", item.prompt.source, longest, limit)
+                continue
+            rows.append(Row(item.prompt, encoded, target))
+        return rows
+
+    def sequences(self, rows: Sequence[Row]) -> Sequences:
+        flat = [pair for row in rows for pair in row.encoded]
+        seqs = Sequences.of([p for p, _ in flat], [r for _, r in flat], self.opened.device)
+        return self.trunk.bottom(seqs, self.config.optim.micro_batch_tokens)
+
+    def _targets(self, rows: Sequence[Row]) -> Tensor:
+        """Scores of the rows in the head's units."""
+        return torch.tensor(
+            [(row.target - self.mean) / self.scale for row in rows], device=self.opened.device
+        )
+
+    def _loss(self, rows: Sequence[Row], scores_M: Tensor, intercept: Tensor) -> Tensor:
+        """Mean loss of these rows; `scores_M` has one entry for each response, rows one after another."""
+        if self.config.kind == "scores":
+            return regression_loss(scores_M + intercept, self._targets(rows))
+        counts = [len(row.encoded) for row in rows]
+        scores_BK = nn.utils.rnn.pad_sequence(list(scores_M.split(counts)), batch_first=True)
+        if self.config.kind == "pairs":
+            margin = torch.tensor([row.target for row in rows], device=scores_M.device)
+            return bradley_terry_loss(scores_BK[:, 0], scores_BK[:, 1], margin)
+        mask_BK = torch.arange(scores_BK.shape[1]) < torch.tensor(counts)[:, None]
+        return plackett_luce_loss(scores_BK, mask_BK.to(scores_M.device))
+
+    def _intercept(self, micros: Sequence[Sequence[Row]], scores: Sequence[Tensor]) -> Tensor:
+        """mean(y − s) over all rows, the best b for the squared error; 0 where only differences count."""
+        if self.config.kind != "scores":
+            return torch.zeros((), device=self.opened.device)
+        return torch.cat([self._targets(m) - s for m, s in zip(micros, scores, strict=True)]).mean()
+
+    def learn(self, rows: Sequence[Row], learner: Learner) -> tuple[float, float]:
+        """One update. Returns loss and gradient norm."""
+        total = 0.0
+        parts = token_batches([row.size for row in rows], self.config.optim.micro_batch_tokens)
+        micros = [[rows[i] for i in part] for part in parts]
+        seqs = [self.sequences(micro) for micro in micros]
+        intercept = None
+        if self.config.kind == "scores" and len(micros) > 1:
+            # It belongs to the whole batch, so that the result does not depend on the micro-batches.
+            with torch.no_grad():
+                intercept = self._intercept(micros, [self.body.scores(s) for s in seqs])
+        for micro, seq in zip(micros, seqs, strict=True):
+            scores_M = self.body.scores(seq)
+            shift = self._intercept([micro], [scores_M.detach()]) if intercept is None else intercept
+            loss = self._loss(micro, scores_M, shift) * (len(micro) / len(rows))
+            loss.backward()
+            total += float(loss.detach())
+        return total, learner.step()
+
+    @torch.no_grad()
+    def predict(self, rows: Sequence[Row]) -> list[list[float]]:
+        """Scores in people's units (for pairs and rankings: the head's own), a list for each row."""
+        budget = self.config.optim.micro_batch_tokens
+        raw = over_batches(self.sequences(rows), budget, self.body.scores) * self.scale + self.mean
+        return [part.tolist() for part in raw.split([len(row.encoded) for row in rows])]
+
+    def _fit_mean(self) -> None:
+        """Give the predictions the right mean: on training rows, as the offset is part of the model."""
+        if self.config.kind != "scores":
+            return
+        rows = self.train[: self.config.norm_samples]
+        error = [row.target - predicted[0] for row, predicted in zip(rows, self.predict(rows), strict=True)]
+        self.mean += sum(error) / len(error)
+
+    def agreement(self) -> dict[str, Any]:
+        """How well held-out rows are judged: pairwise accuracy always, correlations for scores."""
+        predicted = self.predict(self.held)
+        if self.config.kind == "scores":
+            flat = [p[0] for p in predicted]
+            targets = [row.target for row in self.held]
+            return {
+                "spearman": _finite(spearman(flat, targets)),
+                "pearson": _finite(pearson(flat, targets)),
+                "pair_accuracy": float(
+                    pair_accuracy(torch.tensor(flat), torch.tensor(targets), self.config.pair_gap)
+                ),
+                "calibration": [list(group) for group in calibration(flat, targets)],
+                "held_out": len(targets),
+            }
+        right = [
+            1.0 if better > worse else 0.5 if better == worse else 0.0
+            for scores in predicted
+            for better, worse in combinations(scores, 2)
+        ]
+        return {"pair_accuracy": sum(right) / len(right), "held_out": len(self.held)}
+
+    def run(self) -> dict[str, Any]:
+        """Train, measure, save `RUN/reward`. Returns the agreement on held-out rows."""
+        config = self.config
+        self.run_dir.mkdir(parents=True, exist_ok=True)
+        save_recipe(self.recipe, self.run_dir / "recipe.yaml")
+        total = count_batches(len(self.train), config.batch_size, config.epochs)
+        learner = Learner(self.body.trained(), config.optim, total)
+        order = derive_seed(self.recipe.seed, "reward-order")
+        stream = batches(self.train, config.batch_size, config.epochs, order, length=lambda row: row.size)
+        with MetricsLog(self.run_dir) as metrics, progress("reward", total=total) as tick:
+            for step, rows in enumerate(stream, 1):
+                lr = learner.lr
+                loss, norm = self.learn(rows, learner)
+                metrics.log("reward", step, {"loss/train": loss, "lr": lr, "grad_norm": norm})
+                tick(1, f"loss {loss:.3f}")
+            self._fit_mean()
+            agreement = self.agreement()
+            figures = {f"heldout/{k}": v for k, v in agreement.items() if isinstance(v, float)}
+            metrics.log("reward", total, figures)
+        self._save(agreement)
+        return agreement
+
+    def _save(self, agreement: dict[str, Any]) -> None:
+        assert self.body.score is not None
+        with torch.no_grad():
+            self.body.score.weight.mul_(self.scale)
+        offset = self.mean
+        mean, std = self.on_samples(offset)
+        norm = Norm(mean, std, offset)
+        save_reward(self.body, norm, self.opened.tokenizer, self.run_dir / "reward", agreement)
+
+    @torch.no_grad()
+    def on_samples(self, offset: float) -> tuple[float, float]:
+        """Mean and standard deviation of the score over the SFT model's own answers to training prompts."""
+        rows = self.train[: self.config.norm_samples]
+        generator = LocalGenerator(self.trunk.top, self.opened.tokenizer, self.opened.stop_ids)
+        longest = max(len(r) for row in rows for _, r in row.encoded)
+        room = self.opened.context - max(len(p) for row in rows for p, _ in row.encoded)
+        rollouts = generator.generate(
+            [row.prompt for row in rows],
+            Sampling(max_new_tokens=min(longest, room)),
+            seed=derive_seed(self.recipe.seed, "reward-norm"),
+        )
+        seqs = Sequences.of(
+            [r.prompt_ids for r in rollouts], [r.response_ids for r in rollouts], self.opened.device
+        )
+        budget = self.config.optim.micro_batch_tokens
+        scores_B = over_batches(self.trunk.bottom(seqs, budget), budget, self.body.scores) + offset
+        return float(scores_B.mean()), max(float(scores_B.std(correction=0)), 1e-6)
+
+
+def _finite(value: float) -> float | None:
+    """A correlation with something that does not vary is no number, and JSON has no NaN."""
+    return value if math.isfinite(value) else None
+
+
+def _responses(item: Scored | Preference | Ranking) -> tuple[tuple[str, ...], float]:
+    if isinstance(item, Scored):
+        if item.score is None:
+            raise UserError(f"{item.prompt.source}: `score` is empty; rate it first (`ppolite score FILE`)")
+        return (item.response,), item.score
+    if isinstance(item, Preference):
+        return (item.chosen, item.rejected), item.margin
+    return item.responses, 0.0

@@ -1,0 +1,100 @@
+"""A whole recipe, stage after stage, into one run folder. What is finished is not done again.
+
+    sft → reward → ppo → eval → report
+
+A stage is finished when its result has its name in the folder; results get their names in one rename.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+from ppolite.config import Recipe, load_recipe
+from ppolite.obs.report import write_report
+from ppolite.stages.evaluate import evaluate_run
+from ppolite.stages.ppo import PPO
+from ppolite.stages.reward import RewardModel
+from ppolite.stages.sft import SFT
+from ppolite.types import UserError
+
+log = logging.getLogger("ppolite")
+
+RESULTS = {"sft": "sft", "reward": "reward", "ppo": "policy"}
+STAGES: dict[str, Any] = {"sft": SFT, "reward": RewardModel, "ppo": PPO}
+FREE = {"evaluation", "device", "dtype"}
+"""Keys that may change between stages of one run: they alter no finished result's meaning."""
+
+
+def finished_stages(run_dir: Path) -> list[str]:
+    return [stage for stage, folder in RESULTS.items() if (run_dir / folder).exists()]
+
+
+def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """`{"ppo.kl.beta": 0.05, …}`"""
+    if not isinstance(tree, dict):
+        return {prefix: tree}
+    return {
+        k: v for key, sub in tree.items() for k, v in flat(sub, f"{prefix}.{key}" if prefix else key).items()
+    }
+
+
+def check_unchanged(recipe: Recipe, run_dir: Path, redo: str | None = None) -> None:
+    """Refuse a recipe that differs from the one that the folder's finished stages were made with.
+
+    `redo` is the stage about to be done again: its section may differ, unless a later stage was built on its
+    result. Raises UserError naming the changed keys.
+    """
+    path = run_dir / "recipe.yaml"
+    done = finished_stages(run_dir)
+    if redo in done and redo == done[-1]:
+        done.remove(redo)
+    if not path.exists() or not done:
+        return
+    old = flat(load_recipe(path).model_dump(mode="json"))
+    new = flat(recipe.model_dump(mode="json"))
+    loose = FREE | (set(RESULTS) - set(done))
+    changed = sorted(
+        k for k in old.keys() | new.keys() if old.get(k) != new.get(k) and k.split(".")[0] not in loose
+    )
+    if changed:
+        raise UserError(
+            f"{run_dir}: its finished stages ({', '.join(done)}) were made with other values of "
+            f"{', '.join(changed)}; choose another folder with --out, or delete this one"
+        )
+
+
+def run_stage(stage: str, recipe: Recipe, run_dir: Path) -> dict[str, Any]:
+    """One stage into the folder, from what the stages before it left there."""
+    check_unchanged(recipe, run_dir, redo=stage)
+    return STAGES[stage](recipe, run_dir).run()
+
+
+def evaluated(recipe: Recipe, run_dir: Path) -> dict[str, Any] | None:
+    """The evaluation on disk, unless the policy is newer or other settings are asked for."""
+    path = run_dir / "eval.json"
+    if not path.exists() or path.stat().st_mtime < (run_dir / "policy").stat().st_mtime:
+        return None
+    result = json.loads(path.read_text(encoding="utf-8"))
+    return result if result.get("evaluation") == recipe.evaluation.model_dump() else None
+
+
+def run_recipe(recipe: Recipe, run_dir: Path) -> dict[str, Any]:
+    """All stages that the recipe has and the folder lacks, then evaluation (returned) and report."""
+    check_unchanged(recipe, run_dir)
+    wanted = [stage for stage in RESULTS if getattr(recipe, stage) is not None]
+    if not wanted:
+        raise UserError("the recipe has none of the sections sft, reward and ppo, so there is nothing to run")
+    done = finished_stages(run_dir)
+    for stage in wanted:
+        if stage in done:
+            log.info("%s: finished before, kept (%s)", stage, run_dir / RESULTS[stage])
+        else:
+            run_stage(stage, recipe, run_dir)
+    result: dict[str, Any] = {}
+    if recipe.ppo is not None:
+        result = evaluated(recipe, run_dir) or evaluate_run(recipe, run_dir)
+    log.info("report: %s", write_report(run_dir))
+    return result

@@ -1,0 +1,56 @@
+"""Several candidate answers a prompt, into a jsonl with an empty `score`: where human feedback enters.
+
+Left out: several models in one file; sample twice and join the lines.
+
+    ppolite sample recipes/film.yaml --prompts 20 --n 4 --to candidates.jsonl
+    ppolite score candidates.jsonl
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from ppolite.config import Data, Recipe
+from ppolite.models.trunk import Body
+from ppolite.obs.sinks import progress
+from ppolite.rollout.local import LocalGenerator
+from ppolite.stages.loop import derive_seed, load_prompts, open_model
+from ppolite.types import Sampling, UserError
+
+
+def sample(
+    recipe: Recipe,
+    data: Data,
+    sampling: Sampling,
+    *,
+    model: str | None,
+    count: int,
+    n: int,
+    target: Path,
+) -> int:
+    """Write `count` prompts × `n` candidates of `model` (default: the recipe's). Returns how many rows."""
+    if target.exists():
+        raise UserError(f"{target}: is there already, perhaps with scores in it; name another file")
+    opened = open_model(recipe, model)
+    prompts, _ = load_prompts(data, opened, sampling.max_new_tokens, recipe.seed)
+    chosen = [p for p in prompts[:count] for _ in range(n)]
+    body = Body.of(opened.model, 0, dtype=opened.dtype)
+    with progress("sample", total=len(chosen)) as tick:
+        generator = LocalGenerator(body, opened.tokenizer, opened.stop_ids, tick=tick)
+        rollouts = generator.generate(chosen, sampling, seed=derive_seed(recipe.seed, "sample"))
+    rows = [
+        {
+            "prompt": list(r.prompt.messages) or r.prompt.text,
+            "response": r.text,
+            "score": None,
+            "finish": r.finish,
+            "model": opened.source,
+        }
+        for r in rollouts
+    ]
+    draft = target.with_name(f".{target.name}.part")
+    draft.parent.mkdir(parents=True, exist_ok=True)
+    draft.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    draft.rename(target)
+    return len(rows)

@@ -1,0 +1,107 @@
+"""The start-up comparison: what it accepts, where it falls back, what it refuses."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from tests import tiny
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, GraniteConfig
+
+from ppolite.models.sequences import Sequences
+from ppolite.models.trunk import Trunk, checked_trunk, verify
+from ppolite.types import UserError
+
+
+def probe() -> list[list[int]]:
+    prompts, responses = tiny.rows(shared=3)
+    return [[*p, *r] for p, r in zip(prompts, responses, strict=True)]
+
+
+@pytest.mark.parametrize("split", [0, 1, 3])
+@pytest.mark.parametrize("name", tiny.NAMES)
+def test_every_family_passes(name: str, split: int) -> None:
+    said: list[str] = []
+    trunk = checked_trunk(tiny.model(name), split, probe(), said.append)
+    assert (trunk.split, said) == (split, [])
+
+
+def test_rows_of_one_token_do() -> None:
+    assert verify(tiny.model(), 2, [[7]]) < 1e-5
+
+
+class Embed(nn.Embedding):
+    fresh = False
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002
+        self.fresh = True
+        return super().forward(input)
+
+
+class Late(nn.Module):
+    """A layer that wants the embedding to have run just before, in the same forward pass."""
+
+    def __init__(self, layer: nn.Module, embed: Embed) -> None:
+        super().__init__()
+        self.layer = layer
+        self._embed = [embed]
+
+    def forward(self, hidden_states: Tensor, *args: object, **kwargs: object) -> Tensor:
+        scale = 1.0 if self._embed[0].fresh else 1.5
+        self._embed[0].fresh = False
+        return self.layer(scale * hidden_states, *args, **kwargs)
+
+
+def test_a_split_that_differs_falls_back_with_a_sentence() -> None:
+    model = tiny.model("qwen3")
+    decoder: Any = model.base_model
+    embed = Embed(tiny.VOCAB, 16)
+    embed.load_state_dict(decoder.embed_tokens.state_dict())
+    decoder.embed_tokens = embed
+    decoder.layers[3] = Late(decoder.layers[3], embed)
+    said: list[str] = []
+    trunk = checked_trunk(model, 2, probe(), said.append)
+    assert trunk.split == 0
+    assert len(said) == 1
+    assert said[0].startswith("trunk.split: 2 changes Qwen3ForCausalLM's results by ")
+
+
+def test_logits_that_are_scaled_are_refused() -> None:
+    shape = GraniteConfig(
+        vocab_size=tiny.VOCAB,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=4,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        logits_scaling=3.0,
+        bos_token_id=None,
+        eos_token_id=tiny.END,
+        pad_token_id=tiny.PAD,
+    )
+    model = tiny.fill(AutoModelForCausalLM.from_config(shape), 0)
+    for split in (0, 2):
+        with pytest.raises(UserError, match=r"GraniteForCausalLM: log-probs differ by .* ppolite cannot"):
+            checked_trunk(model, split, probe(), pytest.fail)
+
+
+@pytest.mark.parametrize("split", [-1, tiny.LAYERS])
+def test_a_split_outside_the_model(split: int) -> None:
+    with pytest.raises(UserError, match=r"the model has layers 0\.\.3; choose one of those"):
+        Trunk(tiny.model(), split)
+
+
+def test_the_bottom_does_not_depend_on_the_budget() -> None:
+    trunk = Trunk(tiny.model("gemma3"), 2)
+    seqs = Sequences.of(*tiny.rows(shared=3), tiny.CPU)
+    whole, parts = trunk.bottom(seqs), trunk.bottom(seqs, budget=1)
+    assert whole.h_BTD is not None
+    assert parts.h_BTD is not None
+    assert whole.h_prefix_1PD is not None
+    assert whole.h_BTD.shape == (*seqs.ids_BT.shape, 16)
+    assert whole.h_prefix_1PD.shape == (1, 3, 16)
+    assert not whole.h_BTD.requires_grad
+    torch.testing.assert_close(whole.h_BTD[seqs.mask_BT], parts.h_BTD[seqs.mask_BT], rtol=1e-4, atol=1e-5)
+    assert Trunk(tiny.model(), 0).bottom(seqs) is seqs

@@ -1,0 +1,326 @@
+"""Every setting does something: each leaf of the recipe is changed, and what it should change is looked at.
+
+The keys come from the pydantic model, so a new setting without a case here fails.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pydantic import BaseModel
+from safetensors.torch import load_file
+from tests.world import World, put, write_model
+from torch import nn
+
+from ppolite.config import Recipe, parse_recipe
+from ppolite.stages.evaluate import evaluate_run
+from ppolite.stages.run import RESULTS, STAGES
+from ppolite.types import UserError
+
+Changes = dict[str, Any]
+
+
+def leaves(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    for name, info in section.model_fields.items():
+        options = [info.annotation, *getattr(info.annotation, "__args__", ())]
+        inner = [o for o in options if isinstance(o, type) and issubclass(o, BaseModel)]
+        if inner:
+            yield from leaves(inner[0], f"{prefix}{name}.")
+        else:
+            yield prefix + name
+
+
+@dataclass
+class Outcome:
+    """What a stage left behind."""
+
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    weights: dict[str, torch.Tensor] = field(default_factory=dict)
+    result: dict[str, Any] = field(default_factory=dict)
+    norm: dict[str, float] = field(default_factory=dict)
+    said: str = ""
+    error: str = ""
+    widest: int = 0
+    """Most tokens that went through a decoder layer at once while gradients were taken."""
+    owned: int = 0
+    """Parameters that the four roles hold, each counted once."""
+
+    def column(self, key: str) -> list[Any]:
+        return [row[key] for row in self.rows if key in row]
+
+    @property
+    def moved(self) -> tuple[Any, ...]:
+        return tuple(float(w.double().abs().sum()) for w in self.weights.values())
+
+
+Sees = Callable[[Outcome, Outcome], bool]
+
+
+@dataclass
+class Case:
+    """Change `value` at the key in this stage; `given` holds other settings of both runs."""
+
+    stage: str
+    value: Any
+    sees: Sees = lambda a, b: a.moved != b.moved
+    given: Changes = field(default_factory=dict)
+
+
+def run(world: World, finished_run: Path, folder: Path, stage: str, changes: Changes) -> Outcome:
+    tree = world.tree()
+    for key, value in changes.items():
+        put(tree, key, value)
+    recipe = parse_recipe(tree)
+    folder.mkdir()
+    before = {"sft": (), "reward": ("sft",), "ppo": ("sft", "reward"), "eval": ("sft", "reward", "policy")}
+    for name in before[stage]:
+        (folder / name).symlink_to(finished_run / name)
+    seen = Outcome()
+
+    def watch(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        if type(module).__name__ == "LlamaMLP" and torch.is_grad_enabled():
+            seen.widest = max(seen.widest, args[0].shape[0] * args[0].shape[1])
+
+    lines: list[str] = []
+    listener = logging.Handler()
+    listener.emit = lambda record: lines.append(record.getMessage())  # type: ignore[method-assign]
+    log = logging.getLogger("ppolite")
+    log.addHandler(listener)
+    hook = nn.modules.module.register_module_forward_hook(watch)
+    try:
+        if stage == "eval":
+            seen.result = evaluate_run(recipe, folder)
+        else:
+            trainer = STAGES[stage](recipe, folder)
+            seen.result = trainer.run()
+            if stage == "ppo":
+                r = trainer.roles
+                bodies = (r.policy, r.reference, r.critic, r.reward)
+                params = {id(p): p.numel() for b in bodies for p in b.parameters()}
+                params |= {id(p): p.numel() for p in r.trunk.model.parameters()}
+                seen.owned = sum(params.values())
+    except UserError as error:
+        seen.error = str(error)
+    finally:
+        hook.remove()
+        log.removeHandler(listener)
+    seen.said = "\n".join(lines)
+    if stage != "eval" and (folder / RESULTS[stage]).exists():
+        seen.weights = load_file(folder / RESULTS[stage] / "model.safetensors")
+        seen.norm = json.loads((folder / RESULTS[stage] / "config.json").read_text()).get("ppolite_norm", {})
+    if (folder / "metrics.jsonl").exists():
+        rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        seen.rows = [{k: v for k, v in row.items() if k[:4] != "time"} for row in rows]
+    return seen
+
+
+# ---- what changes ----------------------------------------------------------------------------------------
+
+
+def differs(key: str) -> Sees:
+    """The column of metrics differs."""
+    return lambda a, b: a.column(key) != b.column(key)
+
+
+def as_numbers_agree(a: Outcome, b: Outcome) -> bool:
+    return all(torch.allclose(a.weights[k], b.weights[k], atol=2e-3) for k in a.weights)
+
+
+def lower(key: str) -> Sees:
+    """The first number in the column falls."""
+    return lambda a, b: b.column(key)[0] < a.column(key)[0]
+
+
+def count(key: str) -> Callable[[Outcome], int]:
+    return lambda a: len(a.column(key))
+
+
+def narrower(a: Outcome, b: Outcome) -> bool:
+    return b.widest < a.widest and as_numbers_agree(a, b)
+
+
+def more_updates(a: Outcome, b: Outcome) -> bool:
+    return len(b.rows) > len(a.rows) and a.moved != b.moved
+
+
+def refused(text: str) -> Sees:
+    return lambda a, b: not a.error and text in b.error
+
+
+def accepted(text: str) -> Sees:
+    return lambda a, b: text in a.error and not b.error
+
+
+def data_cases(stage: str, key: str, name: str, swap: dict[str, str]) -> dict[str, Case]:
+    """`swap`: our column → what the file at `renamed` calls it."""
+    renamed = {f"{key}.path": f"renamed_{name}"}
+    return {
+        f"{key}.path": Case(stage, f"other_{name}"),
+        f"{key}.columns": Case(stage, swap, accepted("no column"), given=renamed),
+        f"{key}.limit": Case(stage, 16, differs("loss/train") if stage != "ppo" else differs("score/mean")),
+        f"{key}.held_out": Case(stage, 0.4),
+        f"{key}.plain": Case(stage, True),
+    }
+
+
+def optim_cases(stage: str, key: str, *, watched: Sees = lambda a, b: a.moved != b.moved) -> dict[str, Case]:
+    changed = {
+        "lr": 1e-3, "schedule": "cosine", "warmup": 0.5, "weight_decay": 0.5, "adam_eps": 1e-2, "beta2": 0.5,
+        "max_grad_norm": 1e-3,
+    }  # fmt: skip
+    cases = {f"{key}.{name}": Case(stage, value, watched) for name, value in changed.items()}
+    if key != "ppo.critic":
+        cases[f"{key}.micro_batch_tokens"] = Case(stage, 40, narrower)
+    return cases
+
+
+LORA = {"train.kind": "lora"}
+OBJECTIVE = {"ppo.objective": "kl"}
+ADAPTIVE = {"ppo.kl.target": 0.5, "ppo.optim.lr": 1e-2}
+
+CASES: dict[str, Case] = {
+    "model": Case("sft", "other_model"),
+    "trust_remote_code": Case("sft", True, accepted("trust_remote_code"), given={"model": "foreign_model"}),
+    "seed": Case("sft", 1),
+    "device": Case("sft", "cuda", refused("torch sees no GPU")),
+    "dtype": Case("sft", "bfloat16"),
+    "roles": Case(
+        "ppo", "separate", lambda a, b: b.owned > a.owned and as_numbers_agree(a, b), {"trunk.split": 0}
+    ),
+    "trunk.split": Case("sft", 2),
+    "train.kind": Case("sft", "full", given={"trunk.split": 0}),
+    "train.lora_rank": Case("sft", 2, given=LORA),
+    "train.lora_alpha": Case("sft", 4.0, given=LORA),
+    **data_cases("sft", "sft.data", "examples", {"prompt": "q", "completion": "a"}),
+    **optim_cases("sft", "sft.optim"),
+    "sft.epochs": Case("sft", 2.0, more_updates),
+    "sft.batch_size": Case("sft", 8, more_updates),
+    "sft.max_tokens": Case("sft", 11, lambda a, b: "limit 11" in b.said and a.moved != b.moved),
+    "sft.eval_every": Case("sft", 1, lambda a, b: count("loss/heldout")(b) > count("loss/heldout")(a)),
+    "sft.eval_examples": Case("sft", 4, differs("loss/heldout")),
+    **data_cases("reward", "reward.data", "scored", {"prompt": "q", "response": "a", "score": "s"}),
+    "reward.kind": Case("reward", "pairs", accepted("no column"), given={"reward.data.path": "pairs"}),
+    **optim_cases("reward", "reward.optim"),
+    "reward.epochs": Case("reward", 5.0, more_updates),
+    "reward.batch_size": Case("reward", 8, more_updates),
+    "reward.max_tokens": Case("reward", 11, lambda a, b: "limit 11" in b.said and a.moved != b.moved),
+    "reward.eval_examples": Case(
+        "reward", 20, lambda a, b: b.result["held_out"] == 20 < a.result["held_out"] and a.moved == b.moved
+    ),
+    "reward.pair_gap": Case("reward", 3.0, differs("heldout/pair_accuracy")),
+    "reward.norm_samples": Case("reward", 8, lambda a, b: a.norm != b.norm),
+    **data_cases("ppo", "ppo.prompts", "prompts", {"prompt": "q"}),
+    **optim_cases("ppo", "ppo.optim"),
+    **optim_cases("ppo", "ppo.critic", watched=differs("value/loss")),
+    "ppo.steps": Case("ppo", 3, lambda a, b: count("policy/loss")(b) == 3 > count("policy/loss")(a)),
+    "ppo.rollouts": Case("ppo", 24),
+    "ppo.samples_per_prompt": Case("ppo", 4),
+    "ppo.max_new_tokens": Case("ppo", 8, lambda a, b: max(b.column("length/mean")) > 6),
+    "ppo.temperature": Case("ppo", 0.5, lower("policy/entropy")),
+    "ppo.top_p": Case("ppo", 0.3, differs("sampler/gap_mean")),
+    "ppo.epochs": Case("ppo", 3),
+    "ppo.minibatches": Case("ppo", 3),
+    "ppo.objective": Case("ppo", "kl", lambda a, b: bool(b.column("penalty/beta")) and a.moved != b.moved),
+    "ppo.clip": Case("ppo", 0.01, lambda a, b: lower("policy/clip_fraction")(b, a)),
+    "ppo.penalty_target": Case("ppo", 1e9, differs("penalty/beta"), given=OBJECTIVE),
+    "ppo.value_clip": Case("ppo", 1e-3, differs("value/clip_fraction")),
+    "ppo.gamma": Case("ppo", 0.5),
+    "ppo.lam": Case("ppo", 0.0),
+    "ppo.whiten_advantages": Case("ppo", False),
+    "ppo.reward_scale": Case("ppo", 3.0, differs("reward/shaped_mean")),
+    "ppo.reward_clip": Case("ppo", 0.1, differs("reward/shaped_mean")),
+    "ppo.missing_eos_penalty": Case("ppo", 3.0, lower("reward/shaped_mean")),
+    "ppo.critic_init": Case("ppo", "zero", lambda a, b: b.column("value/mean")[0] == 0),
+    "ppo.kl.beta": Case("ppo", 1.0, differs("policy/loss")),
+    "ppo.kl.target": Case("ppo", 0.5, differs("leash/beta")),
+    "ppo.kl.horizon": Case("ppo", 20.0, differs("leash/beta"), given=ADAPTIVE),
+    "ppo.kl.estimator": Case("ppo", "k3"),
+    "ppo.kl.where": Case("ppo", "loss", lambda a, b: a.moved != b.moved, given={"ppo.kl.estimator": "k2"}),
+    "ppo.eval_every": Case("ppo", 2, lambda a, b: count("heldout/score")(b) < count("heldout/score")(a)),
+    "ppo.eval_prompts": Case("ppo", 4, differs("heldout/score")),
+    "ppo.max_kl": Case("ppo", 1e-3, lambda a, b: b.result["best_step"] == 0 < a.result["best_step"]),
+    "ppo.min_rm_accuracy": Case("ppo", 0.999, refused("min_rm_accuracy")),
+    "evaluation.prompts": Case("eval", 7, lambda a, b: b.result["prompts"] == 7 != a.result["prompts"]),
+    "evaluation.samples": Case("eval", 2, lambda a, b: [len(x.result["samples"]) for x in (a, b)] == [3, 2]),
+    "evaluation.judge": Case(
+        "eval",
+        "vader",
+        lambda a, b: (
+            a.result["judge_after"] is None
+            and ("vaderSentiment" in b.error or b.result["judge_after"] is not None)
+        ),
+    ),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def named(world: World) -> World:
+    """The world with the other files and models that the cases name."""
+    draw = {
+        "examples": ("prompt", "completion"),
+        "scored": ("prompt", "response", "score"),
+        "prompts": ("prompt",),
+    }
+    short = {"prompt": "q", "completion": "a", "response": "a", "score": "s"}
+    for name, columns in draw.items():
+        rows = [json.loads(line) for line in Path(world.path(name)).read_text().splitlines()]
+        world.write(f"renamed_{name}", [{short[c]: row[c] for c in columns} for row in rows])
+        world.write(f"other_{name}", rows[: len(rows) * 2 // 3])
+    write_model(world.folder / "other_model", seed=1)
+    foreign = write_model(world.folder / "foreign_model")
+    config = json.loads((foreign / "config.json").read_text())
+    config["auto_map"] = {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnModel"}
+    config["model_type"] = "own"
+    (foreign / "config.json").write_text(json.dumps(config))
+    (foreign / "own.py").write_text(
+        "from transformers import LlamaConfig, LlamaForCausalLM\n"
+        "class OwnConfig(LlamaConfig):\n    model_type = 'own'\n"
+        "class OwnModel(LlamaForCausalLM):\n    config_class = OwnConfig\n"
+    )
+    return world
+
+
+@pytest.fixture(scope="module")
+def outcome(
+    named: World, finished_run: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str, Changes], Outcome]:
+    """Run a stage once for each set of changes."""
+    folder = tmp_path_factory.mktemp("settings")
+    numbers = iter(range(1000))
+
+    def real(key: str, value: Any) -> Any:
+        if key.endswith(".path"):
+            return named.path(value)
+        return str(named.folder / value) if key == "model" else value
+
+    @lru_cache
+    def cached(stage: str, text: str) -> Outcome:
+        changes = {k: real(k, v) for k, v in json.loads(text).items()}
+        place = folder / str(next(numbers))
+        made = run(named, finished_run, place, stage, changes)
+        shutil.rmtree(place)
+        return made
+
+    return lambda stage, changes: cached(stage, json.dumps(changes))
+
+
+def test_all_settings_have_a_case() -> None:
+    assert set(leaves(Recipe)) == set(CASES)
+
+
+@pytest.mark.parametrize("key", [*leaves(Recipe)])
+def test_setting_does_something(key: str, outcome: Callable[[str, Changes], Outcome]) -> None:
+    if key == "device" and torch.cuda.is_available():
+        pytest.skip("there is a GPU here, so that device: cuda is no error")
+    case = CASES[key]
+    base, changed = outcome(case.stage, case.given), outcome(case.stage, {**case.given, key: case.value})
+    assert case.sees(base, changed), f"{base.error or base.result} → {changed.error or changed.result}"
