@@ -174,7 +174,7 @@ def test_another_bottom_is_refused(name: str) -> None:
     model = tiny.model(name)
     for changed, split, shares in ((2, 2, True), (1, 2, False), (0, 1, False), (0, 0, True)):
         reward: Any = tiny.classifier(model, changed_from=changed)
-        assert same_bottom(model, reward, split) == shares
+        assert same_bottom(model, reward, split, torch.float32) == shares
         if shares:
             reward_body(Trunk(model, split), reward, reward.score)
         else:
@@ -188,9 +188,57 @@ def test_what_else_can_differ_below_the_split() -> None:
     moved: Any = tiny.classifier(model, changed_from=2)
     with torch.no_grad():
         moved.base_model.wpe.weight[5].add_(1e-3)
-    assert not same_bottom(model, moved, 2)
-    assert not same_bottom(model, tiny.model("gpt2", num_hidden_layers=1), 2)
-    assert not same_bottom(model, tiny.model("llama"), 2)
+    others = (moved, tiny.model("gpt2", num_hidden_layers=1), tiny.model("llama"))
+    assert not any(same_bottom(model, other, 2, torch.float32) for other in others)
+
+
+def test_a_bottom_that_was_rounded_on_saving_is_the_same_in_that_dtype() -> None:
+    model = tiny.model()
+    reward: Any = tiny.classifier(model, changed_from=2)
+    for layer in reward.base_model.layers[:2]:
+        for p in layer.parameters():
+            p.data = p.data.bfloat16().float()
+    assert same_bottom(model, reward, 2, torch.bfloat16)
+    assert not same_bottom(model, reward, 2, torch.float32)
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+@pytest.mark.parametrize("kind", ["lora", "layers"])
+def test_held_weights_give_the_numbers_of_autocast(kind: str, name: str) -> None:
+    """To the bit, in every role; what is trained, and what is tied to an embedding, stays float32."""
+    prompts, responses = tiny.rows(shared=3)
+    rows = Sequences.of(prompts, responses, tiny.CPU)
+
+    def numbers(roles: Roles) -> list[torch.Tensor]:
+        seqs = roles.trunk.bottom(rows)
+        with torch.no_grad():
+            return [
+                roles.policy.logprobs(seqs, 1.0)[0],
+                roles.ref_logprobs(seqs, 1.0),
+                roles.critic.values(seqs),
+                roles.reward_scores(seqs),
+            ]
+
+    def made(hold: bool) -> Roles:
+        torch.manual_seed(0)
+        model = tiny.model(name)
+        reward: Any = tiny.classifier(model, changed_from=2)
+        with pytest.MonkeyPatch.context() as patch:
+            if not hold:
+                patch.setattr(Roles, "hold", lambda self: self)
+            return build_roles(
+                Trunk(model, 2, torch.bfloat16),
+                Train(kind=kind, lora_rank=2),  # type: ignore[arg-type]
+                (reward, reward.score, NORM),
+            )
+
+    cast, held = made(hold=False), made(hold=True)
+    for ours, theirs in zip(numbers(held), numbers(cast), strict=True):
+        assert torch.equal(ours, theirs)
+    weights = [p for body in (held.policy, held.critic, held.reference) for p in body.layers.parameters()]
+    assert {p.dtype for p in weights if p.requires_grad} == {torch.float32}
+    assert torch.bfloat16 in {p.dtype for p in weights}
+    assert held.trunk.model.get_input_embeddings().weight.dtype == torch.float32
 
 
 def test_another_vocabulary_is_refused() -> None:

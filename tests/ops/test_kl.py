@@ -2,10 +2,21 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.distributions import Categorical, Independent, Normal, kl_divergence
 
-from ppolite.ops.kl import AdaptiveLeash, AdaptivePenalty, FixedLeash, kl_estimate
+from ppolite.ops.kl import (
+    AdaptiveLeash,
+    AdaptivePenalty,
+    FixedLeash,
+    categorical_entropy,
+    categorical_kl,
+    gaussian_entropy,
+    gaussian_kl,
+    gaussian_logprob,
+    kl_estimate,
+)
 
 P = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
 Q = torch.tensor([0.2, 0.2, 0.6], dtype=torch.float64)
@@ -60,6 +71,89 @@ def test_k3_keeps_its_digits_for_small_steps():
 def test_unknown_estimator():
     with pytest.raises(ValueError, match="expected 'k1', 'k2' or 'k3'"):
         kl_estimate(torch.zeros(1), torch.zeros(1), "k4")
+
+
+def test_categorical_by_hand():
+    assert categorical_kl(P.log(), Q.log()).item() == pytest.approx(KL)
+    assert categorical_kl(P.log(), P.log()).item() == 0
+    fair = torch.full((2, 4), 0.25).log()
+    assert categorical_entropy(fair).tolist() == pytest.approx([math.log(4)] * 2)
+
+
+def test_categorical_with_impossible_choices():
+    """(½, ½, 0) and (¼, ¼, ½): KL(p‖q) = log 2 either way round the 0, and ∞ the other way."""
+    logits = torch.tensor([0.0, 0.0, -math.inf], dtype=torch.float64, requires_grad=True)
+    logp, logq = logits.log_softmax(0), torch.tensor([0.25, 0.25, 0.5]).double().log()
+    kl, entropy = categorical_kl(logp, logq), categorical_entropy(logp)
+    assert kl.item() == entropy.item() == pytest.approx(math.log(2))
+    assert categorical_kl(logq, logp.detach()) == math.inf
+    (kl + entropy).backward()
+    assert logits.grad is not None
+    assert logits.grad.tolist() == pytest.approx([0, 0, 0])
+    assert categorical_kl(logp, logp).item() == 0
+
+
+def test_gaussian_by_hand():
+    """N(1, 1) and N(3, 2²): log 2 + (1 + 4) / 8 − ½, of two dimensions the second being alike."""
+    mean_p, mean_q = torch.tensor([[1.0, 7.0]]), torch.tensor([[3.0, 7.0]])
+    log_std_p, log_std_q = torch.tensor([0.0, -1.0]), torch.tensor([math.log(2), -1.0])
+    assert gaussian_kl(mean_p, log_std_p, mean_q, log_std_q).tolist() == pytest.approx([math.log(2) + 1 / 8])
+    assert gaussian_kl(mean_p, log_std_p, mean_p, log_std_p).tolist() == [0]
+    density = math.exp(-0.5 * 4) / math.sqrt(2 * math.pi)  # of 3 under N(1, 1)
+    assert gaussian_logprob(mean_q[:, :1], mean_p[:, :1], log_std_p[:1]).tolist() == pytest.approx(
+        [math.log(density)]
+    )
+    assert gaussian_entropy(log_std_p).item() == pytest.approx(math.log(2 * math.pi * math.e) - 1)
+
+
+def assert_same(a, b):
+    torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
+
+
+@settings(deadline=None, derandomize=True)
+@given(n=st.integers(1, 5), size=st.integers(1, 6), seed=st.integers(0, 999))
+def test_exact_divergences_against_pytorch(n: int, size: int, seed: int):
+    g = torch.Generator().manual_seed(seed)
+    a, b, c, d = torch.randn(4, n, size, generator=g, dtype=torch.float64)
+    p, q = Categorical(logits=a, validate_args=False), Categorical(logits=b, validate_args=False)
+    logp, logq = a.log_softmax(-1), b.log_softmax(-1)
+    assert_same(categorical_kl(logp, logq), kl_divergence(p, q))
+    assert_same(categorical_entropy(logp), p.entropy())
+    p, q = (Independent(Normal(m, s.exp()), 1) for m, s in ((a, c), (b, d)))
+    assert_same(gaussian_kl(a, c, b, d), kl_divergence(p, q))
+    assert_same(gaussian_entropy(c), p.entropy())
+    assert_same(gaussian_logprob(b, a, c), p.log_prob(b))
+    shared = c[0]  # one log σ for all states
+    torch.testing.assert_close(gaussian_logprob(b, a, shared), gaussian_logprob(b, a, shared.expand(n, -1)))
+    assert_same(gaussian_kl(a, shared, b, d), gaussian_kl(a, shared.expand(n, -1), b, d))
+
+
+def test_the_estimates_settle_at_the_exact_gaussian_kl():
+    g = torch.Generator().manual_seed(0)
+    mean_p, log_std_p = torch.tensor([0.3, -0.2]), torch.tensor([0.1, -0.3])
+    mean_q, log_std_q = torch.tensor([0.0, 0.1]), torch.tensor([0.0, 0.0])
+    x = mean_p + log_std_p.exp() * torch.randn(1_000_000, 2, generator=g)
+    logp, logq = gaussian_logprob(x, mean_p, log_std_p), gaussian_logprob(x, mean_q, log_std_q)
+    exact = gaussian_kl(mean_p, log_std_p, mean_q, log_std_q).item()
+    for kind in ("k1", "k3"):
+        assert kl_estimate(logp, logq, kind).mean().item() == pytest.approx(exact, rel=0.01)
+    assert -logp.mean().item() == pytest.approx(gaussian_entropy(log_std_p).item(), rel=0.01)
+
+
+def test_gaussian_kl_keeps_its_digits_for_small_steps():
+    """σ_p = σ_q e^{1e-4}: (e^{2e-4} − 1 − 2e-4) / 2 ≈ 1e-8; as exp(x) − 1 − x float32 would see nothing."""
+    zero = torch.zeros(1)
+    kl = gaussian_kl(zero, torch.full((1,), 1e-4), zero, zero).item()
+    assert kl == pytest.approx(1e-8, rel=1e-2)
+
+
+@pytest.mark.parametrize(
+    "f", [gaussian_kl, lambda *a: categorical_kl(a[0].log_softmax(-1), a[1].log_softmax(-1))]
+)
+def test_gradients_of_the_exact_divergences(f):
+    g = torch.Generator().manual_seed(2)
+    inputs = [torch.randn(2, 3, generator=g, dtype=torch.float64).requires_grad_() for _ in range(4)]
+    assert torch.autograd.gradcheck(f, inputs)
 
 
 def test_fixed_leash():

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ppolite.ops.losses import clip_loss, explained_variance, kl_penalty_loss, value_loss
+from ppolite.ops.masked import masked_zero
 
 NAN = math.nan
 ONE = torch.ones(1, dtype=torch.bool)
@@ -16,7 +17,11 @@ def at(ratio: float):
     return torch.tensor([math.log(ratio) - 2], dtype=torch.float64, requires_grad=True)
 
 
-OLD = torch.tensor([-2.0], dtype=torch.float64)
+def one(x: float):
+    return torch.tensor([x], dtype=torch.float64)
+
+
+OLD = one(-2.0)
 
 
 @pytest.mark.parametrize(
@@ -31,9 +36,7 @@ OLD = torch.tensor([-2.0], dtype=torch.float64)
 )
 def test_the_worked_example_of_the_tutorials(ratio, advantage, loss, binds):
     logprobs = at(ratio)
-    result, diagnostics = clip_loss(
-        logprobs, OLD, torch.tensor([advantage], dtype=torch.float64), ONE, clip=0.2
-    )
+    result, diagnostics = clip_loss(logprobs, OLD, one(advantage), ONE, clip=0.2)
     assert result.item() == pytest.approx(loss)
     assert diagnostics["clip_fraction"] == binds
     assert diagnostics["ratio_mean"].item() == diagnostics["ratio_max"].item() == pytest.approx(ratio)
@@ -43,10 +46,117 @@ def test_the_worked_example_of_the_tutorials(ratio, advantage, loss, binds):
     assert logprobs.grad.item() == pytest.approx(0 if binds else -ratio * advantage)
 
 
+@pytest.mark.parametrize(
+    ("ratio", "advantage", "loss", "binds"),
+    [
+        (1.3, 0.1, -0.128, True),  # above 1 + .28
+        (1.25, 0.1, -0.125, False),  # a symmetric .2 would bind
+        (0.75, -0.1, 0.08, True),  # below 1 − .2
+        (0.75, 0.1, -0.075, False),
+    ],
+)
+def test_asymmetric_bounds_by_hand(ratio, advantage, loss, binds):
+    logprobs = at(ratio)
+    result, diagnostics = clip_loss(logprobs, OLD, one(advantage), ONE, clip=0.2, clip_high=0.28)
+    assert result.item() == pytest.approx(loss)
+    assert diagnostics["clip_fraction"] == binds
+    result.backward()
+    assert logprobs.grad is not None
+    assert logprobs.grad.item() == pytest.approx(0 if binds else -ratio * advantage)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "advantage", "loss", "binds"),
+    [
+        (5.0, -2.0, 6.0, True),  # max(−10, 3 · −2), where PPO's own clip would leave 10
+        (2.5, -2.0, 5.0, False),
+        (0.5, -2.0, 1.6, True),  # the clip below is as before
+        (5.0, 2.0, -2.4, True),  # and so is a good action's: the dual clip is for bad ones only
+        (0.5, 2.0, -1.0, False),
+    ],
+)
+def test_dual_clip_by_hand(ratio, advantage, loss, binds):
+    """ε = .2, c = 3."""
+    logprobs = at(ratio)
+    result, diagnostics = clip_loss(logprobs, OLD, one(advantage), ONE, clip=0.2, dual_clip=3.0)
+    assert result.item() == pytest.approx(loss)
+    assert diagnostics["clip_fraction"] == binds
+    result.backward()
+    assert logprobs.grad is not None
+    assert logprobs.grad.item() == pytest.approx(0 if binds else -ratio * advantage)
+
+
+def test_decoupled_by_hand():
+    """π_old/μ = 3 in front of both objectives: 3 · −1.2 · .1, and 3 (−1.3 · .1 + 2 (.3 − log 1.3))."""
+    w, advantage = one(3.0), one(0.1)
+    loss, diagnostics = clip_loss(at(1.3), OLD, advantage, ONE, clip=0.2, behaviour_weights_BR=w)
+    assert loss.item() == pytest.approx(-0.36)
+    k3 = 0.3 - math.log(1.3)
+    assert diagnostics["approx_kl"].item() == pytest.approx(3 * k3)
+    assert diagnostics["ratio_mean"].item() == pytest.approx(1.3)
+    loss, _ = kl_penalty_loss(at(1.3), OLD, advantage, ONE, beta=2.0, behaviour_weights_BR=w)
+    assert loss.item() == pytest.approx(3 * (-0.13 + 2 * k3))
+
+
+def test_decoupled_losses_on_another_policys_data_are_those_on_its_own():
+    """Three actions, enumerated: E_μ of the weighted loss is E_π_old of the plain one, gradient and all."""
+    mu, old, logits = (
+        torch.tensor(x, dtype=torch.float64) for x in ([0.2, 0.2, 0.6], [0.5, 0.3, 0.2], [0.9, -0.1, -0.8])
+    )
+    advantages = torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)
+    every = torch.ones(3, dtype=torch.bool)
+    for loss_of in (
+        lambda *a, **kw: clip_loss(*a, clip=0.2, dual_clip=3.0, **kw)[0],
+        lambda *a, **kw: kl_penalty_loss(*a, beta=2.0, **kw)[0],
+    ):
+        gradients, values = [], []
+        for drawn_from, weights in ((mu, old / mu), (old, None)):
+            parameters = logits.clone().requires_grad_()
+            new = parameters.log_softmax(0)
+            loss = torch.zeros((), dtype=torch.float64)
+            for i in range(3):
+                place = slice(i, i + 1)
+                kw = {} if weights is None else {"behaviour_weights_BR": weights[place]}
+                data = (new[place], old.log()[place], advantages[place], every[place])
+                loss = loss + drawn_from[i] * loss_of(*data, **kw)
+            loss.backward()
+            gradients.append(parameters.grad)
+            values.append(loss.detach())
+        torch.testing.assert_close(values[0], values[1])
+        torch.testing.assert_close(gradients[0], gradients[1])
+
+
+def test_exact_kl_in_place_of_the_estimate():
+    """−1.5 · 2 + 3 · .7, whatever the weight: the exact KL is no sample of anybody's."""
+    advantage, kl = one(2.0), one(0.7).requires_grad_()
+    loss, diagnostics = kl_penalty_loss(at(1.5), OLD, advantage, ONE, beta=3.0, kl_BR=kl)
+    assert loss.item() == pytest.approx(-0.9)
+    assert diagnostics["approx_kl"].item() == pytest.approx(0.5 - math.log(1.5))
+    loss.backward()
+    assert kl.grad is not None
+    assert kl.grad.item() == pytest.approx(3)
+    weighted, _ = kl_penalty_loss(
+        at(1.5), OLD, advantage, ONE, beta=3.0, kl_BR=kl, behaviour_weights_BR=one(0.5)
+    )
+    assert weighted.item() == pytest.approx(-1.5 + 2.1)
+
+
+def test_the_limits_of_both_are_the_unclipped_surrogate():
+    """ε → ∞, c → ∞ and β = 0 leave −mean ρ A."""
+    (logprobs, old, advantages), mask = random_batch(4, 6, seed=1)
+    rows = zip(logprobs[mask].tolist(), old[mask].tolist(), advantages[mask].tolist(), strict=True)
+    expected = -math.fsum(math.exp(x - y) * a for x, y, a in rows) / int(mask.sum())
+    for loss in (
+        clip_loss(logprobs, old, advantages, mask, clip=1e9)[0],
+        clip_loss(logprobs, old, advantages, mask, clip=1e9, clip_high=1e8, dual_clip=1e9)[0],
+        kl_penalty_loss(logprobs, old, advantages, mask, beta=0.0)[0],
+    ):
+        assert loss.item() == pytest.approx(expected)
+
+
 def test_kl_penalty_by_hand():
     """−1.5 · 2 + 3 (.5 − log 1.5)."""
-    advantage = torch.tensor([2.0], dtype=torch.float64)
-    loss, diagnostics = kl_penalty_loss(at(1.5), OLD, advantage, ONE, beta=3.0)
+    loss, diagnostics = kl_penalty_loss(at(1.5), OLD, one(2.0), ONE, beta=3.0)
     assert loss.item() == pytest.approx(-3 + 3 * (0.5 - math.log(1.5)))
     assert set(diagnostics) == {"approx_kl", "ratio_mean", "ratio_max"}
 
@@ -114,9 +224,23 @@ def test_explained_variance():
     assert explained_variance(constant, constant, mask).isnan()
 
 
+def junk_where_masked(a, b, mask):
+    """Some exact KL, of which only what counts may be looked at."""
+    return torch.where(mask, (masked_zero(a, mask) - masked_zero(b, mask)).square(), NAN)
+
+
 LOSSES = {
     "clip": lambda a, b, c, m, **kw: clip_loss(a, b, c, m, clip=0.2, **kw),
+    "clip, all of it": lambda a, b, c, m, **kw: clip_loss(
+        a, b, c, m, clip=0.2, clip_high=0.3, dual_clip=1.5, behaviour_weights_BR=b.square(), **kw
+    ),
     "kl": lambda a, b, c, m, **kw: kl_penalty_loss(a, b, c, m, beta=1.5, **kw),
+    "kl, stale": lambda a, b, c, m, **kw: kl_penalty_loss(
+        a, b, c, m, beta=1.5, behaviour_weights_BR=b.square(), **kw
+    ),
+    "kl, exact": lambda a, b, c, m, **kw: kl_penalty_loss(
+        a, b, c, m, beta=1.5, kl_BR=junk_where_masked(a, b, m), behaviour_weights_BR=b.square(), **kw
+    ),
     "value": lambda a, b, c, m, **kw: value_loss(a, b, c, m, clip=0.2, **kw),
 }
 
@@ -178,6 +302,14 @@ def test_refusals(name):
         LOSSES[name](x, x, x, torch.ones(2, 1, dtype=torch.bool))
     with pytest.raises(ValueError, match=r"clip is 0"):
         clip_loss(x, x, x, x == 0, clip=0.0)
+    with pytest.raises(ValueError, match=r"clip_high is -1.0; expected a number > 0"):
+        clip_loss(x, x, x, x == 0, clip=0.2, clip_high=-1.0)
+    with pytest.raises(ValueError, match=r"dual_clip is 1.0; expected a number > 1"):
+        clip_loss(x, x, x, x == 0, clip=0.2, dual_clip=1.0)
+    with pytest.raises(ValueError, match="must be equal"):
+        clip_loss(x, x, x, x == 0, clip=0.2, behaviour_weights_BR=torch.ones(2, 1))
+    with pytest.raises(ValueError, match="must be equal"):
+        kl_penalty_loss(x, x, x, x == 0, beta=1.0, kl_BR=torch.ones(2))
     with pytest.raises(ValueError, match=r"clip is 0"):
         value_loss(x, x, x, x == 0, clip=0.0)
     with pytest.raises(ValueError, match=r"beta is -1"):

@@ -103,14 +103,26 @@ def arithmetic(device: torch.device, dtype: torch.dtype) -> Any:
     return torch.autocast(device.type, dtype=dtype, enabled=dtype.itemsize < 4)
 
 
+def hold(module: nn.Module, dtype: torch.dtype) -> None:
+    """Keep frozen linear weights in the half-precision `dtype` that they are multiplied in.
+
+    Autocast gives the same numbers, but casts a frozen weight anew at every call: on a 135M model that is most
+    of the time of a decoded token. Trained weights stay as they are, and so do norms and embeddings.
+    """
+    if dtype.itemsize < 4:
+        for part in module.modules():
+            if isinstance(part, (nn.Linear, Conv1D)) and not part.weight.requires_grad:
+                part.to(dtype)
+
+
 def last_hidden(decoder: PreTrainedModel, **kwargs: Any) -> Tensor:
     """Hidden states after the final norm, [B, T, D]."""
     return decoder(**kwargs).last_hidden_state
 
 
-def _wide(x: Tensor) -> Tensor:
-    """At least float32."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
+def wide(x: Tensor) -> Tensor:
+    """At least float32; integers stay."""
+    return x.to(torch.promote_types(x.dtype, torch.float32)) if x.is_floating_point() else x
 
 
 class Body(nn.Module):
@@ -140,8 +152,9 @@ class Body(nn.Module):
         own: dict[str, Any] = {norm_name: norm, **front}
         top = view(decoder, {layers_name: nn.ModuleList([*skips, *layers]), **own})
         whole = view(decoder, {layers_name: nn.ModuleList([*below, *layers]), **own})
-        # In a tuple: not this module's parameters.
+        # In tuples: not this module's parameters.
         self._shell = (decoder, whole, top, skips[-1] if skips else None)
+        self._applied_head: tuple[Any] = (head,)
 
     @classmethod
     def of(
@@ -186,6 +199,18 @@ class Body(nn.Module):
         score = copy.deepcopy(self.score) if score is None else score
         return Body(self.decoder, self.start, layers, norm, front, head, score, self.dtype)
 
+    def hold(self, copies: dict[nn.Module, nn.Module]) -> None:
+        """`hold` the frozen layers, and a copy of a frozen head, since an embedding may be tied to it.
+
+        `copies` is filled with head → copy, so that bodies with the same head share one.
+        """
+        hold(self.layers, self.dtype)
+        head: Any = self.head
+        if head is not None and self.dtype.itemsize < 4 and not head.weight.requires_grad:
+            if head not in copies:
+                copies[head] = copy.deepcopy(head).to(self.dtype)
+            self._applied_head = (copies[head],)
+
     def forward(self, seqs: Sequences) -> Tensor:
         """Hidden states after the final norm, [B, T, D], for the columns of `seqs.ids_BT`."""
         if self.start and seqs.h_BTD is None:
@@ -229,9 +254,9 @@ class Body(nn.Module):
 
     def logits(self, hidden_BD: Tensor) -> Tensor:
         """Logits [B, V] of the head in float32, soft cap applied."""
-        assert self.head is not None
+        (head,) = self._applied_head
         with arithmetic(hidden_BD.device, self.dtype):
-            logits_BV = _wide(self.head(hidden_BD))
+            logits_BV = wide(head(hidden_BD))
         cap = self._softcap
         return logits_BV if cap is None else cap * torch.tanh(logits_BV / cap)
 
@@ -243,7 +268,7 @@ class Body(nn.Module):
         self, seqs: Sequences, temperature: float, *, entropy: bool = False
     ) -> tuple[Tensor, Tensor | None]:
         """log π of each response token and (asked for) the entropy, nats, [B, R]; 0 where there is none."""
-        head: Any = self.head
+        (head,) = self._applied_head
         logp_N, entropy_N = token_logprobs(
             self.response_hidden(seqs).to(self.dtype),
             head.weight,
@@ -266,7 +291,7 @@ class Body(nn.Module):
 
     def _scalar(self, hidden_ND: Tensor) -> Tensor:
         assert self.score is not None
-        return self.score(_wide(hidden_ND)).squeeze(-1)
+        return self.score(wide(hidden_ND)).squeeze(-1)
 
     def add_lora(self, rank: int, alpha: float) -> LoraConfig:
         """Put trainable adapters on every linear layer; within `adapters(False)` the body is as before."""

@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
-from ppolite.models.body import Body, layer_path
+from ppolite.models.body import Body, layer_path, wide
 from ppolite.models.roles import Norm
 from ppolite.types import UserError
 
@@ -49,6 +49,8 @@ def merged_layers(body: Body) -> nn.ModuleList:
     if not any(isinstance(m, BaseTunerLayer) for m in body.layers.modules()):
         return body.layers
     layers = copy.deepcopy(body.layers)
+    for weight in layers.parameters():
+        weight.data = wide(weight.data)  # added in bfloat16, most of an adapter would be lost
     for name, module in list(layers.named_modules()):
         if isinstance(module, BaseTunerLayer):
             parent, _, leaf = name.rpartition(".")
@@ -71,7 +73,7 @@ def decoder_state(body: Body) -> dict[str, Tensor]:
 
 
 def _under(prefix: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {f"{prefix}.{key}": value.detach().contiguous() for key, value in state.items()}
+    return {f"{prefix}.{key}": wide(value.detach()).contiguous() for key, value in state.items()}
 
 
 def save_policy(model: PreTrainedModel, body: Body, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:

@@ -22,7 +22,7 @@ from ppolite.config import Train
 from ppolite.models.body import Body, decoder_of, front_of, layers_of
 from ppolite.models.sequences import Sequences
 from ppolite.models.trunk import Trunk
-from ppolite.types import UserError
+from ppolite.types import Rollout, UserError
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,17 @@ class Roles:
     """None: scores come from elsewhere."""
     norm: Norm
     lora: LoraConfig | None
+    last: tuple[list[Rollout], Sequences] | None = None
+    """Rollouts and their cached hidden states, for whoever asks for the same ones next."""
+
+    def hold(self) -> Roles:
+        """Keep what is frozen in the dtype of the arithmetic. Last: copies that are to be trained come before."""
+        self.trunk.hold()
+        copies: dict[nn.Module, nn.Module] = {}
+        for body in (self.policy, self.reference, self.critic, self.reward):
+            if body is not None:
+                body.hold(copies)
+        return self
 
     @torch.no_grad()
     def ref_logprobs(self, seqs: Sequences, temperature: float) -> Tensor:
@@ -91,7 +102,7 @@ def reward_body(trunk: Trunk, model: PreTrainedModel, score: nn.Linear) -> Body:
     Raises UserError when its bottom is not the trunk's, so that h_k would be wrong, or its vocabulary is not.
     """
     check_vocabulary(trunk.model, model)
-    if not same_bottom(trunk.model, model, trunk.split):
+    if not same_bottom(trunk.model, model, trunk.split, trunk.dtype):
         raise UserError(
             f"the reward model's layers below {trunk.split} differ from the policy's, so they cannot share a"
             " trunk; train it in this run, or set roles: separate and trunk.split: 0"
@@ -99,8 +110,11 @@ def reward_body(trunk: Trunk, model: PreTrainedModel, score: nn.Linear) -> Body:
     return Body.of(model, trunk.split, score=score, dtype=trunk.dtype)
 
 
-def same_bottom(a: PreTrainedModel, b: PreTrainedModel, split: int) -> bool:
-    """Whether what runs below `split` is equal to the bit, so that h_k of one serves the other."""
+def same_bottom(a: PreTrainedModel, b: PreTrainedModel, split: int, dtype: torch.dtype) -> bool:
+    """Whether what runs below `split` is equal to the bit in `dtype`, so that h_k of one serves the other.
+
+    In `dtype`, since a model that was trained in half precision is saved with its frozen weights so rounded.
+    """
     if split == 0:
         return True
     if type(a.base_model) is not type(b.base_model):
@@ -110,7 +124,7 @@ def same_bottom(a: PreTrainedModel, b: PreTrainedModel, split: int) -> bool:
         for decoder in (decoder_of(a), decoder_of(b))
     ]
     return len(bottoms[0]) == len(bottoms[1]) and all(
-        name == other and torch.equal(p, q) for (name, p), (other, q) in zip(*bottoms, strict=True)
+        name == other and torch.equal(p.to(dtype), q.to(dtype)) for (name, p), (other, q) in zip(*bottoms, strict=True)
     )
 
 
@@ -172,4 +186,4 @@ def build_roles(
     critic = critic_body(trunk, critic_start, norm, train, critic_init, reward_scale)
     policy, lora = trainable(trunk.top, train)
     reference = trunk.top if separate is None else Body.of(separate(), 0, dtype=trunk.dtype)
-    return Roles(trunk, policy, reference, critic, reward_top, norm, lora)
+    return Roles(trunk, policy, reference, critic, reward_top, norm, lora).hold()

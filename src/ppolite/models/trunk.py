@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
-from ppolite.models.body import Body, arithmetic, decoder_of, last_hidden, layer_path, layers_of, view
+from ppolite.models.body import Body, arithmetic, decoder_of, hold, last_hidden, layer_path, layers_of, view
 from ppolite.models.sequences import Sequences
 from ppolite.ops.packing import token_batches
 from ppolite.types import UserError
@@ -46,6 +46,10 @@ class Trunk:
         self._bottom = (
             view(decoder, {layers_name: layers[:split], norm_name: nn.Identity()}) if split else None
         )
+
+    def hold(self) -> None:
+        """`hold` the bottom. Not at once: a reward model's bottom is compared with this one first."""
+        hold(layers_of(decoder_of(self.model))[: self.split], self.dtype)
 
     def _front(self, prefix_P: Tensor) -> tuple[Tensor | None, DynamicCache]:
         """Output and cache of the shared prefix; frozen, so the last one is kept while it stays the same."""
@@ -105,30 +109,35 @@ def verify(model: PreTrainedModel, split: int, rows: Sequence[Sequence[int]]) ->
     """Largest difference between the split path and the plain forward pass on real tokens.
 
     Compares, in the weights' dtype, the log-probs (nats, absolute) of each row's second half and the gradient
-    of their sum with respect to the last layer's first weight (relative to its largest entry). A row of one
-    token is doubled.
+    of their sum with respect to the last layer (relative to its largest entry; a single weight would not do,
+    since that of a query is 0 after a prompt of one token). A row of one token is doubled.
     """
     pairs = [list(r) if len(r) > 1 else [*r, *r] for r in rows]
     halves = [(r[: len(r) // 2], r[len(r) // 2 :]) for r in pairs]
     trunk = Trunk(model, split, model.dtype)
     device = trunk.top.device
-    watched = next(trunk.top.layers[-1].parameters())
-    watched.requires_grad_(True)
+    watched = list(trunk.top.layers[-1].parameters())
+    trunk.top.layers[-1].requires_grad_(True)
     try:
         seqs = Sequences.of([p for p, _ in halves], [r for _, r in halves], device)
         ours, _ = trunk.top.logprobs(trunk.bottom(seqs), 1.0)
-        (our_grad,) = torch.autograd.grad(ours.sum(), watched)
+        our_grad = flat_grad(ours.sum(), watched)
         plain: list[Tensor] = []
         for prompt, response in halves:
             ids = torch.tensor([prompt + response], device=device)
             logp = model(input_ids=ids).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
             plain.append(logp.gather(1, ids[0, len(prompt) :, None])[:, 0])
-        (plain_grad,) = torch.autograd.grad(torch.cat(plain).sum(), watched)
+        plain_grad = flat_grad(torch.cat(plain).sum(), watched)
         gap = (ours[seqs.mask_BR] - torch.cat(plain)).abs().max()
         grad_gap = (our_grad - plain_grad).abs().max() / plain_grad.abs().max().clamp(min=1e-12)
         return float(torch.maximum(gap, grad_gap).detach())
     finally:
-        watched.requires_grad_(False)
+        trunk.top.layers[-1].requires_grad_(False)
+
+
+def flat_grad(loss: Tensor, weights: Sequence[Tensor]) -> Tensor:
+    """∂loss/∂weights, one after another in one vector."""
+    return torch.cat([g.flatten() for g in torch.autograd.grad(loss, weights)])
 
 
 def checked_trunk(

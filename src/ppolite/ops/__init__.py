@@ -1,12 +1,15 @@
-"""The mathematics of RLHF with PPO: pure functions on tensors, torch only, no I/O.
+"""The mathematics of policy optimisation, for control and for language: functions on tensors, no I/O.
 
-    masked       sums, means, variances and whitening over the places that count
-    logprobs     token log-probs and entropies from hidden states, without the logits of a batch
-    kl           KL estimators, and the three ways to steer a KL coefficient
-    advantages   generalised advantage estimation over responses
-    losses       PPO's clipped and KL-penalised policy losses, and the clipped value loss
-    preference   reward-model losses: pairs, rankings, scores; and how often pairs are ordered rightly
-    packing      micro-batches by token budget; the prefix that sequences share
+    masked           sums, means, variances and whitening over the places that count
+    logprobs         token log-probs and entropies from hidden states, without the logits of a batch
+    kl               KL from samples and exact, entropies, and the three ways to steer a KL coefficient
+    recurrence       sums along a row that start afresh where an episode ends
+    importance       weights π_θ/μ: of a step, so far, of a trajectory; truncated; the effective sample size
+    advantages       TD(0), n-step, Monte Carlo, TD(λ), GAE, V-trace; a termination is no truncation
+    policy_gradient  A2C and REINFORCE; the same on another policy's data, importance-weighted
+    losses           PPO-clip, PPO-KL, and the critic's; both take data from a third policy
+    preference       reward-model losses: pairs, rankings, scores; and how often pairs are ordered rightly
+    packing          micro-batches by token budget; the prefix that sequences share
 
 Conventions. A mask is bool, True counts; what stands at masked places is never read, not even when it is NaN.
 A loss is a sum divided by one count: the number of True places, or `denom` when the caller works a batch off

@@ -1,10 +1,17 @@
-"""Kullback–Leibler divergence from samples, and the controllers that steer its coefficient β.
+"""Kullback–Leibler divergence, from samples and exact, and the controllers that steer its coefficient β.
+
+    kl_estimate                                            from samples: k1, k2, k3
+    categorical_kl, categorical_entropy                    exact, from the log-probs of all choices
+    gaussian_kl, gaussian_entropy, gaussian_logprob        exact, for diagonal Gaussians
+    FixedLeash, AdaptiveLeash, AdaptivePenalty             β
 
 Two divergences matter in RLHF with PPO, and they have different controllers:
 
 - KL(π_θ‖π_ref), nats per sequence, keeps the policy near the SFT model. Its β stands in the reward:
   `FixedLeash`, `AdaptiveLeash`.
 - KL(π_old‖π_θ), nats per token, keeps an update small. Its β stands in the loss of PPO-KL: `AdaptivePenalty`.
+
+Axes: N states or tokens (any leading axes do), V choices, A dimensions of an action.
 
 A controller is a few numbers and one rule; `state_dict` belongs in every checkpoint, since β is learned too.
 """
@@ -19,6 +26,8 @@ import torch
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+_LOG_2PI = math.log(2 * math.pi)
 
 Estimator = Literal["k1", "k2", "k3"]
 
@@ -49,6 +58,43 @@ def kl_estimate(logp: Tensor, logq: Tensor, kind: Estimator) -> Tensor:
             return torch.expm1(log_r) - log_r  # expm1: r − 1 loses every digit of a small log r
         case _:  # pyright: ignore[reportUnnecessaryComparison]  (a caller without a type checker)
             raise ValueError(f"KL estimator {kind!r}; expected 'k1', 'k2' or 'k3'")
+
+
+def categorical_kl(logp_NV: Tensor, logq_NV: Tensor) -> Tensor:
+    """KL(p‖q) = Σ_v p_v (log p_v − log q_v), nats. [..., V] normalised log-probs → [...].
+
+    A choice with p_v = 0 adds nothing; one with q_v = 0 < p_v makes it infinite.
+    """
+    impossible_NV = logp_NV == -math.inf
+    return (logp_NV.exp() * (logp_NV - logq_NV).masked_fill(impossible_NV, 0)).sum(-1)
+
+
+def categorical_entropy(logp_NV: Tensor) -> Tensor:
+    """H(p) = −Σ_v p_v log p_v, nats, 0 … log V. [..., V] normalised log-probs → [...]."""
+    return -(logp_NV.exp() * logp_NV.masked_fill(logp_NV == -math.inf, 0)).sum(-1)
+
+
+def gaussian_kl(mean_p_NA: Tensor, log_std_p_NA: Tensor, mean_q_NA: Tensor, log_std_q_NA: Tensor) -> Tensor:
+    """KL(p‖q) of diagonal Gaussians, nats: the sum over the last axis of
+
+        log σ_q − log σ_p + (σ_p² + (μ_p − μ_q)²) / (2 σ_q²) − ½
+
+    [..., A] → [...]; a log σ of [A], the same in every state, is broadcast.
+    """
+    x_NA = 2 * (log_std_p_NA - log_std_q_NA)  # σ_p²/σ_q² = eˣ; expm1, or a small step loses its digits
+    distance_NA = (mean_p_NA - mean_q_NA) * torch.exp(-log_std_q_NA)
+    return (torch.expm1(x_NA) - x_NA + distance_NA.square()).sum(-1) / 2
+
+
+def gaussian_entropy(log_std_NA: Tensor) -> Tensor:
+    """H = Σ_a (log σ_a + ½ log 2πe), nats, of a diagonal Gaussian; below 0 for a narrow one. [..., A] → [...]."""
+    return (log_std_NA + (_LOG_2PI + 1) / 2).sum(-1)
+
+
+def gaussian_logprob(x_NA: Tensor, mean_NA: Tensor, log_std_NA: Tensor) -> Tensor:
+    """log N(x; μ, σ²) = Σ_a (−½ ((x_a − μ_a)/σ_a)² − log σ_a − ½ log 2π), nats. [..., A] → [...]."""
+    z_NA = (x_NA - mean_NA) * torch.exp(-log_std_NA)
+    return -(z_NA.square() / 2 + log_std_NA + _LOG_2PI / 2).sum(-1)
 
 
 @dataclass

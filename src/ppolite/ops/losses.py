@@ -10,8 +10,9 @@ accumulated by addition, `ratio_max` by the maximum, and the result does not dep
 
     loss, diagnostics = clip_loss(..., denom=tokens_of_the_batch); loss.backward()
 
-π_old is the policy at the start of the update, neither the sampler's μ nor the reference π_ref. Advantages,
-old log-probs, old values and returns are data: pass them without a graph.
+Three policies: π_θ learns, the proximal π_old is the one at the start of the update, the behaviour policy μ
+drew the data. On fresh data μ is π_old; none of them is the reference π_ref. Advantages, old log-probs, old
+values, weights and returns are data: pass them without a graph.
 
 Axes: B sequences, R response tokens; any other shape does as well, if all arguments have it.
 """
@@ -39,14 +40,20 @@ def clip_loss(
     mask_BR: Tensor,
     *,
     clip: float,
+    clip_high: float | None = None,
+    dual_clip: float | None = None,
+    behaviour_weights_BR: Tensor | None = None,
     denom: float | Tensor | None = None,
 ) -> tuple[Tensor, Diagnostics]:
     """PPO's clipped surrogate (Schulman et al. 2017, arXiv 1707.06347, eq. 7), negated.
 
-        ρ = exp(log π_θ − log π_old) ;   loss = −mean min(ρ A, clip(ρ, 1 − ε, 1 + ε) A)
+        ρ = exp(log π_θ − log π_old) ;   L = min(ρ A, clip(ρ, 1 − ε, 1 + ε⁺) A) ;   loss = −mean w L
+        with dual clip, where A < 0:     L = max(min(ρ A, clip(ρ, 1 − ε, 1 + ε⁺) A), c A)
 
     The minimum makes it a pessimistic bound: clipping binds, and takes the gradient away, only where A > 0
-    and ρ > 1 + ε, or A < 0 and ρ < 1 − ε. A ratio that went the wrong way keeps its gradient.
+    and ρ > 1 + ε⁺, or A < 0 and ρ < 1 − ε. A ratio that went the wrong way keeps its gradient; a dual clip
+    (Ye et al. 2020, arXiv 1912.09729, eq. 5) takes it away beyond ρ > c, so that one unlucky ratio cannot
+    rule the batch.
 
     Args:
         logprobs_BR: log π_θ of the tokens, nats.
@@ -54,23 +61,33 @@ def clip_loss(
         advantages_BR: A.
         mask_BR: True on the tokens that count.
         clip: ε > 0.
+        clip_high: ε⁺ > 0, for a bound that is wider above (Yu et al. 2025, arXiv 2503.14476, §3.1); by
+            default ε.
+        dual_clip: c > 1; None for none.
+        behaviour_weights_BR: w = π_old/μ, for data from a μ that is not π_old (the decoupled objective of
+            Hilton et al. 2022, arXiv 2110.00641), from `truncated_weights`; by default 1.
         denom: the batch's number of tokens, when this is a part of it.
 
     Returns:
         The loss and, detached, `clip_fraction` (where clipping binds), `approx_kl` (KL(π_old‖π_θ) a token,
-        k3), `ratio_mean` and `ratio_max`.
+        k3, weighted by w), `ratio_mean` and `ratio_max`.
 
     Raises:
-        ValueError: shapes that differ, an empty mask without `denom`, ε ≤ 0.
+        ValueError: shapes that differ, an empty mask without `denom`, ε ≤ 0, ε⁺ ≤ 0, c ≤ 1.
     """
-    if clip <= 0:
-        raise ValueError(f"clip is {clip}; expected a number > 0")
-    ratio, advantages, diagnostics = _ratio(logprobs_BR, old_logprobs_BR, advantages_BR, mask_BR, denom)
-    clipped = ratio.clamp(1 - clip, 1 + clip)
-    loss = -masked_mean(torch.minimum(ratio * advantages, clipped * advantages), mask_BR, denom=denom)
-    binds = ((advantages > 0) & (ratio > 1 + clip)) | ((advantages < 0) & (ratio < 1 - clip))
+    high = clip if clip_high is None else clip_high
+    _require_above(0, clip=clip, clip_high=high)
+    ratio, weighted, diagnostics = _surrogate(
+        logprobs_BR, old_logprobs_BR, advantages_BR, mask_BR, behaviour_weights_BR, denom
+    )
+    objective = torch.minimum(ratio * weighted, ratio.clamp(1 - clip, 1 + high) * weighted)
+    binds = ((weighted > 0) & (ratio > 1 + high)) | ((weighted < 0) & (ratio < 1 - clip))
+    if dual_clip is not None:
+        _require_above(1, dual_clip=dual_clip)
+        objective = torch.where(weighted < 0, torch.maximum(objective, dual_clip * weighted), objective)
+        binds = binds | ((weighted < 0) & (ratio > dual_clip))
     diagnostics["clip_fraction"] = masked_mean(binds.to(ratio.dtype), mask_BR, denom=denom)
-    return loss, diagnostics
+    return -masked_mean(objective, mask_BR, denom=denom), diagnostics
 
 
 def kl_penalty_loss(
@@ -80,22 +97,37 @@ def kl_penalty_loss(
     mask_BR: Tensor,
     *,
     beta: float,
+    kl_BR: Tensor | None = None,
+    behaviour_weights_BR: Tensor | None = None,
     denom: float | Tensor | None = None,
 ) -> tuple[Tensor, Diagnostics]:
     """PPO with a KL penalty in place of the clip (Schulman et al. 2017, arXiv 1707.06347, eq. 8), negated.
 
-        ρ = exp(log π_θ − log π_old) ;   loss = mean(−ρ A + β KL(π_old‖π_θ))
+        ρ = exp(log π_θ − log π_old) ;   loss = mean(−w ρ A + β KL(π_old‖π_θ))
 
-    The tokens are samples of π_old, so KL is estimated by k3 = (ρ − 1) − log ρ, whose value and whose
-    gradient are both unbiased. `AdaptivePenalty` in `ops/kl.py` steers β.
+    Without `kl_BR` the KL is estimated from the tokens by w k3 = w ((ρ − 1) − log ρ), whose value and whose
+    gradient are both unbiased: the tokens are samples of μ, and w = π_old/μ makes them samples of π_old.
+    `AdaptivePenalty` in `ops/kl.py` steers β.
 
-    Arguments, diagnostics and errors as for `clip_loss`, with `beta` ≥ 0 for the clip and no `clip_fraction`.
+    Args:
+        beta: β ≥ 0.
+        kl_BR: exact KL(π_old‖π_θ) of each step, nats, with the gradient, from `categorical_kl` or
+            `gaussian_kl`. It needs no weight.
+
+    The other arguments, diagnostics and errors are those of `clip_loss`, with no `clip_fraction`.
     """
     if beta < 0:
         raise ValueError(f"beta is {beta}; expected a number ≥ 0")
-    ratio, advantages, diagnostics = _ratio(logprobs_BR, old_logprobs_BR, advantages_BR, mask_BR, denom)
-    kl = kl_estimate(masked_zero(old_logprobs_BR, mask_BR), masked_zero(logprobs_BR, mask_BR), "k3")
-    return masked_mean(beta * kl - ratio * advantages, mask_BR, denom=denom), diagnostics
+    ratio, weighted, diagnostics = _surrogate(
+        logprobs_BR, old_logprobs_BR, advantages_BR, mask_BR, behaviour_weights_BR, denom
+    )
+    if kl_BR is None:
+        kl = kl_estimate(masked_zero(old_logprobs_BR, mask_BR), masked_zero(logprobs_BR, mask_BR), "k3")
+        if behaviour_weights_BR is not None:
+            kl = masked_zero(behaviour_weights_BR, mask_BR) * kl
+    else:
+        kl = masked_zero(kl_BR, mask_BR)
+    return masked_mean(beta * kl - ratio * weighted, mask_BR, denom=denom), diagnostics
 
 
 def value_loss(
@@ -153,20 +185,35 @@ def explained_variance(values_BR: Tensor, returns_BR: Tensor, mask_BR: Tensor) -
     return torch.where(total > 0, 1 - masked_var(returns - values, mask_BR) / total, torch.nan)
 
 
-def _ratio(
+def _surrogate(
     logprobs_BR: Tensor,
     old_logprobs_BR: Tensor,
     advantages_BR: Tensor,
     mask_BR: Tensor,
+    weights_BR: Tensor | None,
     denom: float | Tensor | None,
 ) -> tuple[Tensor, Tensor, Diagnostics]:
-    """ρ (1 at masked places), A (0 there) and the diagnostics that both policy losses share."""
+    """ρ (1 at masked places), w A (0 there) and the diagnostics that both of PPO's losses share.
+
+    A weight is positive, so that it may go into the advantage: w min(ρ A, …) = min(ρ w A, …).
+    """
     logprobs, old = masked_zero(logprobs_BR, mask_BR), masked_zero(old_logprobs_BR, mask_BR)
+    weighted = masked_zero(advantages_BR, mask_BR)
     ratio = torch.exp(logprobs - old)
     with torch.no_grad():
+        kl = kl_estimate(old, logprobs, "k3")
+        if weights_BR is not None:
+            weights = masked_zero(weights_BR, mask_BR)
+            weighted, kl = weights * weighted, weights * kl
         diagnostics = {
-            "approx_kl": masked_mean(kl_estimate(old, logprobs, "k3"), mask_BR, denom=denom),
+            "approx_kl": masked_mean(kl, mask_BR, denom=denom),
             "ratio_mean": masked_mean(ratio, mask_BR, denom=denom),
             "ratio_max": masked_zero(ratio, mask_BR).max(),
         }
-    return ratio, masked_zero(advantages_BR, mask_BR), diagnostics
+    return ratio, weighted, diagnostics
+
+
+def _require_above(bound: float, **settings: float) -> None:
+    for name, value in settings.items():
+        if not value > bound:
+            raise ValueError(f"{name} is {value}; expected a number > {bound}")

@@ -28,8 +28,7 @@ def masked_zero(x: Tensor, mask: Tensor) -> Tensor:
     Raises:
         ValueError: `mask` is not bool, or not of the shape of `x` (a broadcast mask would miscount).
     """
-    if mask.dtype != torch.bool:
-        raise ValueError(f"mask has dtype {mask.dtype}; expected bool, True where a value counts")
+    require_bool(mask=mask)
     if mask.shape != x.shape:
         raise ValueError(f"mask has shape {tuple(mask.shape)}, values {tuple(x.shape)}; they must be equal")
     return torch.where(mask, x, torch.zeros((), dtype=x.dtype, device=x.device))
@@ -85,3 +84,10 @@ def whiten(x: Tensor, mask: Tensor, *, shift_mean: bool, eps: float = 1e-8) -> T
     mean = masked_mean(x, mask)
     scaled = (x - mean) * torch.rsqrt(masked_var(x, mask) + eps)
     return masked_zero(scaled if shift_mean else scaled + mean, mask)
+
+
+def require_bool(**tensors: Tensor) -> None:
+    """Raises ValueError for a tensor that is not bool, by its name."""
+    for name, x in tensors.items():
+        if x.dtype != torch.bool:
+            raise ValueError(f"{name} has dtype {x.dtype}; expected bool")

@@ -20,7 +20,7 @@ from torch import Tensor
 from ppolite.config import PPO
 from ppolite.models.roles import Roles
 from ppolite.models.sequences import Sequences
-from ppolite.ops.advantages import gae
+from ppolite.ops.advantages import Steps, gae
 from ppolite.ops.kl import kl_estimate
 from ppolite.ops.masked import masked_mean, whiten
 from ppolite.ops.packing import token_batches
@@ -28,10 +28,12 @@ from ppolite.types import Experience, Rollout, UserError
 
 
 def sequences(roles: Roles, rollouts: Sequence[Rollout], budget: int) -> Sequences:
-    """Rollouts as tensors, the bottom already run."""
-    prompts, responses = [r.prompt_ids for r in rollouts], [r.response_ids for r in rollouts]
-    seqs = Sequences.of(prompts, responses, roles.policy.device)
-    return roles.trunk.bottom(seqs, budget)
+    """Rollouts as tensors, the bottom already run; the last ones are kept, since several roles ask for them."""
+    if roles.last is None or [id(r) for r in roles.last[0]] != [id(r) for r in rollouts]:
+        prompts, responses = [r.prompt_ids for r in rollouts], [r.response_ids for r in rollouts]
+        seqs = Sequences.of(prompts, responses, roles.policy.device)
+        roles.last = list(rollouts), roles.trunk.bottom(seqs, budget)
+    return roles.last[1]
 
 
 @torch.no_grad()
@@ -95,7 +97,8 @@ def make_experience(
     cut_B = torch.tensor([r.finish == "length" for r in rollouts], device=device)
     shaped_B = shaped_scores(roles.norm(scores_B.to(device)), cut_B, config)
     rewards_BR = token_rewards(shaped_B, kl_BR, mask_BR, beta if config.kl.where == "reward" else 0.0)
-    advantages_BR, returns_BR = gae(rewards_BR, values_BR, mask_BR, gamma=config.gamma, lam=config.lam)
+    steps = Steps.of_responses(rewards_BR, values_BR, mask_BR)
+    advantages_BR, returns_BR = gae(steps, gamma=config.gamma, lam=config.lam)
     raw_advantages_BR = advantages_BR
     if config.whiten_advantages:
         advantages_BR = whiten(advantages_BR, mask_BR, shift_mean=True)

@@ -113,7 +113,9 @@ class LocalGenerator:
         rollouts: list[Rollout | None] = [None] * len(ids)
         for first in range(0, len(ids), self.max_rows):
             batch = by_length[first : first + self.max_rows]
-            answers = self._batch([ids[i] for i in batch], uniform_NR[batch], sampling)
+            # One context for all tokens of a batch: autocast casts a trained weight once in it.
+            with arithmetic(self.body.device, self.body.dtype):
+                answers = self._batch([ids[i] for i in batch], uniform_NR[batch], sampling)
             for i, (tokens, logprobs) in zip(batch, answers, strict=True):
                 rollouts[i] = self._rollout(prompts[i], ids[i], tokens, logprobs)
                 if self.tick:
@@ -147,15 +149,14 @@ class LocalGenerator:
                 token_B = token_B[alive]
             rows.mask_BT = torch.cat([rows.mask_BT, rows.mask_BT.new_ones(len(alive), 1)], 1)
             rows.position_B = rows.position_B + 1
-            with arithmetic(device, self.body.dtype):
-                hidden_BD = last_hidden(
-                    decoder,
-                    input_ids=token_B[:, None],
-                    attention_mask=rows.mask_BT,
-                    position_ids=rows.position_B[:, None],
-                    past_key_values=rows.cache,
-                    use_cache=True,
-                )[:, 0]
+            hidden_BD = last_hidden(
+                decoder,
+                input_ids=token_B[:, None],
+                attention_mask=rows.mask_BT,
+                position_ids=rows.position_B[:, None],
+                past_key_values=rows.cache,
+                use_cache=True,
+            )[:, 0]
         return out
 
     def _prefill(self, ids: list[list[int]]) -> tuple[_Rows, Tensor]:
@@ -167,8 +168,7 @@ class LocalGenerator:
         cache = DynamicCache()
         if P:
             prefix_1P = torch.tensor([ids[0][:P]], device=device)
-            with arithmetic(device, self.body.dtype):
-                decoder(input_ids=prefix_1P, past_key_values=cache, use_cache=True)
+            decoder(input_ids=prefix_1P, past_key_values=cache, use_cache=True)
             cache.batch_repeat_interleave(B)
         rest = [[0] * (S - len(row) + P) + row[P:] for row in ids]
         length_B = torch.tensor([len(row) for row in ids], device=device)
@@ -177,13 +177,12 @@ class LocalGenerator:
         mask_BT = torch.cat(
             [torch.ones(B, P, dtype=torch.bool, device=device), column_S[None] >= pad_B[:, None]], 1
         )
-        with arithmetic(device, self.body.dtype):
-            hidden_BSD = last_hidden(
-                decoder,
-                input_ids=torch.tensor(rest, device=device),
-                attention_mask=mask_BT,
-                position_ids=(P + column_S[None] - pad_B[:, None]).clamp(min=0),
-                past_key_values=cache,
-                use_cache=True,
-            )
+        hidden_BSD = last_hidden(
+            decoder,
+            input_ids=torch.tensor(rest, device=device),
+            attention_mask=mask_BT,
+            position_ids=(P + column_S[None] - pad_B[:, None]).clamp(min=0),
+            past_key_values=cache,
+            use_cache=True,
+        )
         return _Rows(list(range(B)), mask_BT, length_B - 1, cache), hidden_BSD[:, -1]

@@ -40,11 +40,12 @@ def finished(recipe: Recipe, run_dir: Path) -> tuple[Opened, Roles]:
         reward, score, norm = load_reward(str(run_dir / "reward"), opened.device)
         check_vocabulary(opened.model, reward)
     tops: list[PreTrainedModel] = [m for m in (policy, reward) if m is not None]
-    split = recipe.trunk.split if all(same_bottom(opened.model, m, recipe.trunk.split) for m in tops) else 0
+    shared = all(same_bottom(opened.model, m, recipe.trunk.split, opened.dtype) for m in tops)
+    split = recipe.trunk.split if shared else 0
     trunk = Trunk(opened.model, split, opened.dtype)
     reward_top = Body.of(reward, split, score=score, dtype=opened.dtype) if reward is not None else None
     body = Body.of(policy, split, dtype=opened.dtype)
-    return opened, Roles(trunk, body, trunk.top, body, reward_top, norm, None)
+    return opened, Roles(trunk, body, trunk.top, body, reward_top, norm, None).hold()
 
 
 def prompts_for_eval(config: PPO, opened: Opened, recipe: Recipe) -> list[Prompt]:

@@ -89,6 +89,9 @@ class RewardModel:
             recipe, self.opened, [p + r for p, r in (row.encoded[0] for row in self.train[:4])]
         )
         self.body = self._body()
+        self.trunk.hold()
+        for body in (self.body, self.trunk.top):
+            body.hold({})
         self.mean, self.scale = self._target_units()
         self._pairs_apart()
 

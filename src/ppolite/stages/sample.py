@@ -36,6 +36,7 @@ def sample(
     prompts, _ = load_prompts(data, opened, sampling.max_new_tokens, recipe.seed)
     chosen = [p for p in prompts[:count] for _ in range(n)]
     body = Body.of(opened.model, 0, dtype=opened.dtype)
+    body.hold({})
     with progress("sample", total=len(chosen)) as tick:
         generator = LocalGenerator(body, opened.tokenizer, opened.stop_ids, tick=tick)
         rollouts = generator.generate(chosen, sampling, seed=derive_seed(recipe.seed, "sample"))

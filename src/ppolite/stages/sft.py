@@ -57,6 +57,8 @@ class SFT:
         self.held = self.encode(held, self.config.eval_examples)
         self.trunk = open_trunk(recipe, self.opened, [p + r for p, r in self.train[:4]])
         self.body, _ = trainable(self.trunk.top, recipe.train)
+        self.trunk.hold()
+        self.body.hold({})
 
     @property
     def limit(self) -> int:
