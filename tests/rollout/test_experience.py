@@ -210,3 +210,19 @@ def test_scores_that_are_none(scores: list[Any], sentence: str) -> None:
     roles = roles_of()
     with pytest.raises(UserError, match=sentence):
         make_experience(roles, rollouts_of(roles), scores, config(), BETA)
+
+
+def test_the_bottom_runs_once_for_all_who_ask(monkeypatch: pytest.MonkeyPatch) -> None:
+    roles = roles_of()
+    made = rollouts_of(roles)
+    runs: list[int] = []
+    bottom = roles.trunk.bottom
+    monkeypatch.setattr(
+        roles.trunk, "bottom", lambda seqs, budget: runs.append(len(seqs)) or bottom(seqs, budget)
+    )
+    scores = TrunkScorer(roles, 64).score(made)
+    make_experience(roles, made, scores, config(), BETA)
+    assert runs == [6]
+    again = TrunkScorer(roles, 64).score(made[::-1])
+    assert runs == [6, 6]
+    assert again == pytest.approx(scores[::-1], abs=1e-5)
