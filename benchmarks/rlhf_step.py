@@ -120,6 +120,7 @@ def main() -> None:
     print(f"rlhf_step: median {result['median_s']:.1f} s ({result['min_s']:.1f} to {result['max_s']:.1f})")
     if sha:
         path = ROOT / "benchmarks" / "results" / "rlhf_step.jsonl"
+        path.parent.mkdir(exist_ok=True)
         with path.open("a", encoding="utf-8") as out:
             out.write(json.dumps(result) + "\n")
 
