@@ -124,7 +124,8 @@ def same_bottom(a: PreTrainedModel, b: PreTrainedModel, split: int, dtype: torch
         for decoder in (decoder_of(a), decoder_of(b))
     ]
     return len(bottoms[0]) == len(bottoms[1]) and all(
-        name == other and torch.equal(p.to(dtype), q.to(dtype)) for (name, p), (other, q) in zip(*bottoms, strict=True)
+        name == other and torch.equal(p.to(dtype), q.to(dtype))
+        for (name, p), (other, q) in zip(*bottoms, strict=True)
     )
 
 
