@@ -13,6 +13,9 @@ from ppolite.config import PPO, Recipe, load_recipe, parse_recipe, recipe_path, 
 from ppolite.types import Sampling, UserError
 
 DATA = {"path": "x.jsonl"}
+A2C = {"prompts": DATA, "objective": "a2c", "epochs": 1, "minibatches": 1}
+STALE = {"prompts": DATA, "behaviour": "stale"}
+OLD = {"prompts": DATA, "behaviour": "sft"}
 
 
 def sections(model: type[BaseModel]) -> Iterator[type[BaseModel]]:
@@ -51,6 +54,19 @@ def test_defaults_work() -> None:
     assert recipe.sft is None
 
 
+def test_whose_rollouts() -> None:
+    def ppo(**keys: object) -> tuple[int, int, float]:
+        made = PPO.model_validate({"prompts": DATA, "rollouts": 32, **keys})
+        return made.lag, made.stored, made.least_ess
+
+    assert ppo() == ppo(objective="is", weight_kind="trajectory", weight_cap=3) == (0, 0, 0.0)
+    assert ppo(behaviour="stale") == (1, 0, 0.0)
+    assert ppo(behaviour="stale", stale_steps=0, weight_cap=1) == (0, 0, 0.0)
+    assert ppo(behaviour="stale", stale_steps=3, objective="kl", penalty_target=0.1) == (3, 0, 0.0)
+    assert ppo(behaviour="sft", objective="is") == (0, 256, 0.5)
+    assert ppo(behaviour="sft", sft_samples=32, ess_floor=0, on_low_ess="draw") == (0, 32, 0.0)
+
+
 def test_a_recipe_cannot_be_changed() -> None:
     with pytest.raises(ValidationError, match="frozen"):
         parse_recipe({}).seed = 3  # pyright: ignore[reportAttributeAccessIssue]
@@ -71,6 +87,19 @@ def test_a_recipe_cannot_be_changed() -> None:
         ({"ppo": {"prompts": DATA, "critic": {"micro_batch_tokens": 5}}}, "`ppo.critic.micro_batch_tokens`"),
         ({"ppo": {"prompts": DATA, "clip": 0.1, "objective": "kl"}}, "ppo: objective is `kl`"),
         ({"ppo": {"prompts": DATA, "penalty_target": 0.1}}, "ppo: objective is `clip`"),
+        ({"ppo": {**A2C, "epochs": 4}}, "learns once from fresh rollouts, but epochs is 4 and minibatches 1"),
+        ({"ppo": {**A2C, "behaviour": "stale"}}, "fresh rollouts only, but behaviour is `stale`; set objective: is"),
+        ({"ppo": {**A2C, "clip": 0.1}}, "behaviour `fresh`, which have no `clip`; remove it or set objective: clip"),
+        ({"ppo": {**A2C, "weight_kind": "step"}}, "no `weight_kind`; remove it or set objective: is, or behaviour"),
+        ({"ppo": {"prompts": DATA, "weight_cap": 2}}, "`clip` and behaviour `fresh`, which have no `weight_cap`"),
+        ({"ppo": {**STALE, "weight_cap": 0.5}}, "`ppo.weight_cap` is 0.5; input should be greater"),
+        ({"ppo": {"prompts": DATA, "stale_steps": 1}}, "no `stale_steps`; remove it or set behaviour: stale"),
+        ({"ppo": {"prompts": DATA, "behaviour": "stale(2)"}}, "`ppo.behaviour` is 'stale(2)'; input should be 'fresh'"),
+        ({"ppo": {**STALE, "sft_samples": 64}}, "no `sft_samples`; remove it or set behaviour: sft"),
+        ({"ppo": {**STALE, "ess_floor": 0.1}}, "no `ess_floor`; remove it or set behaviour: sft"),
+        ({"ppo": {**STALE, "on_low_ess": "stop"}}, "no `on_low_ess`; remove it or set behaviour: sft"),
+        ({"ppo": {**STALE, "stale_steps": -1}}, "`ppo.stale_steps` is -1"),
+        ({"ppo": {**OLD, "sft_samples": 100}}, "sft_samples (100) must be a multiple of rollouts (64)"),
         ({"ppo": {"prompts": DATA, "minibatches": 65}}, "minibatches (65) exceed rollouts (64)"),
         ({"ppo": {"prompts": DATA, "kl": {"target": 1, "horizon": 12}}}, "kl.horizon (12) must exceed"),
         ({"roles": "separate", "trunk": {"split": 1}}, "roles: separate shares nothing"),

@@ -163,12 +163,31 @@ class PPO(Section):
     """Passes over one round's rollouts."""
     minibatches: int = Field(default=2, ge=1)
     """Updates in one pass."""
-    objective: Literal["clip", "kl"] = "clip"
-    """PPO-clip, or PPO with an adaptive penalty on KL(π_old‖π)."""
+    objective: Literal["clip", "kl", "a2c", "is"] = "clip"
+    """PPO-clip; PPO with an adaptive penalty on KL(π_old‖π); the plain policy gradient, one update on fresh rollouts
+    (A2C); or the policy gradient with importance weights π/μ."""
     clip: float | None = Field(default=None, gt=0, lt=1)
     """PPO-clip's ε; 0.2 when empty."""
     penalty_target: float | None = Field(default=None, gt=0)
     """PPO-KL's target for KL(π_old‖π), nats per token; 0.01 when empty."""
+    behaviour: Literal["fresh", "stale", "sft"] = "fresh"
+    """Who draws the rollouts, μ: the policy as it is, as it was some steps ago, or the SFT model, whose samples are
+    drawn once, kept in RUN/rollouts and learned from again and again."""
+    stale_steps: int | None = Field(default=None, ge=0)
+    """For `behaviour: stale`, how many steps old μ is; 1 when empty."""
+    sft_samples: int | None = Field(default=None, ge=2)
+    """For `behaviour: sft`, responses to draw; a multiple of `rollouts`, 8 × as many when empty."""
+    weight_kind: Literal["step", "per_decision", "trajectory"] | None = None
+    """What a weight against μ is made of: a token's own ratio, those up to it multiplied, or those of the whole
+    response multiplied; `step` when empty. The ratios are π/μ for objective `is`, π_old/μ for `clip` and `kl`."""
+    weight_cap: float | None = Field(default=None, ge=1)
+    """Larger weights are cut to this, for less variance and some bias; empty: none is."""
+    ess_floor: float | None = Field(default=None, ge=0, lt=1)
+    """For `behaviour: sft`, the least effective sample size (`ess/share`, a share of the round) worth learning from;
+    0.5 when empty."""
+    on_low_ess: Literal["stop", "draw"] | None = None
+    """Below the floor the run stops, or draws as many samples from the policy as it is now, which is μ from then on
+    (the SFT model's would be worth no more); `stop` when empty."""
     value_clip: float | None = Field(default=0.2, gt=0)
     """How far a value may move from the old one before its loss is clipped; empty: no clipping."""
     gamma: float = Field(default=1.0, gt=0, le=1)
@@ -200,6 +219,21 @@ class PPO(Section):
     def sampling(self) -> Sampling:
         return Sampling(self.max_new_tokens, self.temperature, self.top_p)
 
+    @property
+    def lag(self) -> int:
+        """Steps between drawing a round and learning from it."""
+        return (1 if self.stale_steps is None else self.stale_steps) if self.behaviour == "stale" else 0
+
+    @property
+    def stored(self) -> int:
+        """Samples drawn at once and used again and again."""
+        return (self.sft_samples or 8 * self.rollouts) if self.behaviour == "sft" else 0
+
+    @property
+    def least_ess(self) -> float:
+        """Rounds whose effective share is below this are not learned from."""
+        return (0.5 if self.ess_floor is None else self.ess_floor) if self.behaviour == "sft" else 0.0
+
     @model_validator(mode="after")
     def _agree(self) -> PPO:
         if self.rollouts % self.samples_per_prompt:
@@ -209,12 +243,6 @@ class PPO(Section):
             )
         if self.minibatches > self.rollouts:
             raise ValueError(f"minibatches ({self.minibatches}) exceed rollouts ({self.rollouts})")
-        if self.objective == "kl" and self.clip is not None:
-            raise ValueError("objective is `kl`, which has no `clip`; remove `clip` or set objective: clip")
-        if self.objective == "clip" and self.penalty_target is not None:
-            raise ValueError(
-                "objective is `clip`, which has no `penalty_target`; remove it or set objective: kl"
-            )
         if self.kl.target is not None and self.kl.beta == 0:
             raise ValueError("kl.target steers beta by factors, so kl.beta must start above 0")
         if self.kl.target is not None and self.rollouts >= 5 * self.kl.horizon:
@@ -225,6 +253,46 @@ class PPO(Section):
             raise ValueError(
                 "kl.where: loss with estimator k1 has an expected gradient of 0 and holds nothing; use k2"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _is_sound(self) -> PPO:
+        if self.objective == "a2c" and self.behaviour != "fresh":
+            raise ValueError(
+                f"objective a2c holds for fresh rollouts only, but behaviour is `{self.behaviour}`; set "
+                "objective: is, which weights what another policy drew"
+            )
+        if self.objective == "a2c" and (self.epochs > 1 or self.minibatches > 1):
+            raise ValueError(
+                f"objective a2c learns once from fresh rollouts, but epochs is {self.epochs} and minibatches "
+                f"{self.minibatches}; set both to 1, or objective: is to learn several times"
+            )
+        if self.stored % self.rollouts or self.stored % self.samples_per_prompt:
+            raise ValueError(
+                f"sft_samples ({self.stored}) must be a multiple of rollouts ({self.rollouts}), so that every "
+                "sample is used equally often"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _reads_every_key(self) -> PPO:
+        weighted = self.objective == "is" or self.behaviour != "fresh"
+        needs = {
+            "clip": (self.objective == "clip", "objective: clip"),
+            "penalty_target": (self.objective == "kl", "objective: kl"),
+            "stale_steps": (self.behaviour == "stale", "behaviour: stale"),
+            "sft_samples": (self.behaviour == "sft", "behaviour: sft"),
+            "ess_floor": (self.behaviour == "sft", "behaviour: sft"),
+            "on_low_ess": (self.behaviour == "sft", "behaviour: sft"),
+            "weight_kind": (weighted, "objective: is, or behaviour to stale or sft"),
+            "weight_cap": (weighted, "objective: is, or behaviour to stale or sft"),
+        }
+        for key, (read, wanted) in needs.items():
+            if getattr(self, key) is not None and not read:
+                raise ValueError(
+                    f"objective is `{self.objective}` and behaviour `{self.behaviour}`, which have no `{key}`; "
+                    f"remove it or set {wanted}"
+                )
         return self
 
 
@@ -289,12 +357,13 @@ def _known_keys(section: type[BaseModel], path: tuple[Any, ...]) -> list[str]:
     return list(section.model_fields)
 
 
-def _explain(error: ValidationError, where: str) -> UserError:
+def explain(error: ValidationError, where: str, root: type[BaseModel]) -> UserError:
+    """One sentence on the first thing that is wrong; unknown keys with the nearest one that `root` has."""
     # A misspelt key also leaves its right name missing: the misspelling is the better news.
     first = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
     path = ".".join(str(p) for p in first["loc"])
     if first["type"] == "extra_forbidden":
-        known = _known_keys(Recipe, first["loc"][:-1])
+        known = _known_keys(root, first["loc"][:-1])
         near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1, cutoff=0.4)
         hint = f"did you mean `{near[0]}`?" if near else f"known here: {', '.join(known)}"
         return UserError(f"{where}: unknown key `{path}`; {hint}")
@@ -306,7 +375,8 @@ def _explain(error: ValidationError, where: str) -> UserError:
     return UserError(f"{where}: `{path}` is {first['input']!r}; {first['msg'][0].lower()}{first['msg'][1:]}")
 
 
-def _apply(tree: dict[str, Any], override: str) -> None:
+def apply_override(tree: dict[str, Any], override: str) -> None:
+    """Set what `section.key=value` says, the value being YAML. Raises UserError."""
     key, eq, value = override.partition("=")
     if not eq or not key:
         raise UserError(f"--set {override}: expected KEY=VALUE, for instance --set ppo.steps=20")
@@ -331,7 +401,7 @@ def parse_recipe(tree: dict[str, Any], *, where: str = "recipe") -> Recipe:
     try:
         return Recipe.model_validate(tree)
     except ValidationError as error:
-        raise _explain(error, where) from None
+        raise explain(error, where, Recipe) from None
 
 
 def shipped() -> list[str]:
@@ -354,25 +424,28 @@ def load_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
     Raises UserError: file missing, no YAML, unknown key (with the nearest), wrong type, contradiction.
     """
     path = recipe_path(path)
+    tree = read_tree(path, shipped())
+    for override in overrides:
+        apply_override(tree, override)
+    return parse_recipe(tree, where=str(path))
+
+
+def read_tree(path: Path, names: list[str]) -> dict[str, Any]:
+    """A YAML file of `key: value` lines as it stands. Raises UserError; `names` are what else could be given."""
     try:
         loaded: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(
-            f"{path}: no such recipe; give a YAML file or one of {', '.join(shipped())}"
-        ) from None
+        raise UserError(f"{path}: no such recipe; give a YAML file or one of {', '.join(names)}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read as a text file ({_first_line(error)})") from None
     except yaml.YAMLError as error:
         raise UserError(f"{path}: no valid YAML ({_first_line(error)})") from None
     if not isinstance(loaded, dict):
         raise UserError(f"{path}: expected `key: value` lines, found {type(loaded).__name__}")
-    tree = cast("dict[str, Any]", loaded)
-    for override in overrides:
-        _apply(tree, override)
-    return parse_recipe(tree, where=str(path))
+    return cast("dict[str, Any]", loaded)
 
 
-def save_recipe(recipe: Recipe, path: Path) -> None:
+def save_recipe(recipe: Section, path: Path) -> None:
     """Write the resolved recipe, defaults included, so that the run can be repeated by a later version."""
     text = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
     path.write_text(text, encoding="utf-8")

@@ -10,7 +10,7 @@ Axes: B sequences, T tokens, R response tokens, D hidden size, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Literal, Protocol
 
 if TYPE_CHECKING:
@@ -100,6 +100,9 @@ class Rollout:
     finish: Finish
     version: int = 0
     """Number of policy updates that μ had seen."""
+    trainer_logprobs_R: Tensor | None = None
+    """log μ by the trainer's own forward pass, for rollouts that wait until the policy has moved on; None for fresh
+    ones, whose μ is π_old."""
 
 
 @dataclass
@@ -113,6 +116,8 @@ class Experience:
     mask_BR: Tensor
     logprobs_BR: Tensor
     """log π_old, from the trainer's own forward pass."""
+    behaviour_logprobs_BR: Tensor
+    """log μ, from the trainer's own forward pass; on fresh rollouts that of π_old."""
     ref_logprobs_BR: Tensor
     """log π_ref."""
     values_BR: Tensor
@@ -123,7 +128,18 @@ class Experience:
     """Per-token reward: leash and, on the last response token, the scaled score."""
     advantages_BR: Tensor
     returns_BR: Tensor
+    weights_BR: Tensor | None = None
+    """π_old/μ, of the recipe's kind and cut to its cap; None on fresh rollouts, where it is 1."""
     diagnostics: dict[str, float] = field(default_factory=dict)
+
+    def select(self, rows: Sequence[int]) -> Experience:
+        """The given rows, trimmed to the longest of them; the diagnostics stay those of the round."""
+        pick, R = list(rows), int(self.mask_BR[list(rows)].sum(1).max())
+        tensors = {f.name: getattr(self, f.name) for f in fields(self) if f.name[-2:] in ("_B", "BR")}
+        cut = {
+            k: x if x is None else x[pick, :R] if k.endswith("_BR") else x[pick] for k, x in tensors.items()
+        }
+        return replace(self, rollouts=[self.rollouts[i] for i in pick], **cut)
 
 
 class Generator(Protocol):

@@ -118,6 +118,19 @@ def test_pictures_are_written_and_inlined(run):
         Image.open(run / name).verify()
 
 
+def test_where_old_samples_were_worn_out(run):
+    before = len(write_report(run).read_bytes())
+    with MetricsLog(run, tensorboard=False) as log:
+        log.log("ppo", 1, {"ess/share": 1.0, "kl/behaviour_token": 0.0})
+        log.log("ppo", 2, {"ess/share": 0.7, "kl/behaviour_token": 0.1, "leash/beta": 0.04})
+        log.log("ppo", 3, {"ess/share": 0.412, "ess/worn": 0.412, "stopped": True})
+    raw = write_report(run).read_text(encoding="utf-8")
+    facts = Page(raw).text
+    assert "2 PPO steps · stopped before step 3: the samples were worth only 0.41 of their number" in facts
+    assert "last KL coefficient 0.04" in facts
+    assert len(raw) > before  # two panels more
+
+
 def test_an_empty_run_says_what_is_missing(tmp_path):
     page = Page(write_report(tmp_path).read_text(encoding="utf-8"))
     assert page.text.count("Left out:") == 6

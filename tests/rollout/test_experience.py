@@ -226,3 +226,50 @@ def test_the_bottom_runs_once_for_all_who_ask(monkeypatch: pytest.MonkeyPatch) -
     again = TrunkScorer(roles, 64).score(made[::-1])
     assert runs == [6, 6]
     assert again == pytest.approx(scores[::-1], abs=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["step", "per_decision", "trajectory"])
+def test_every_number_about_another_policys_rollouts(kind: str) -> None:
+    """μ is the reference here, π_old the shaken policy; weights, effective sample size and KL by plain loops."""
+    roles = roles_of()
+    made = rollouts_of(roles)
+    plain = tiny.model("qwen2")
+    for r in made:
+        r.trainer_logprobs_R = tiny.logprobs(plain, r.prompt_ids, r.response_ids).detach()
+    settings = config(behaviour="stale", weight_kind=kind, weight_cap=1.2)
+    experience, _ = make_experience(roles, made, SCORES, settings, BETA)
+    assert experience.weights_BR is not None
+    uncut: list[list[float]] = []
+    for i, r in enumerate(made):
+        assert r.trainer_logprobs_R is not None
+        old = experience.logprobs_BR[i, : len(r.response_ids)].double()
+        steps = [math.exp(float(o - m)) for o, m in zip(old, r.trainer_logprobs_R, strict=True)]
+        so_far = [math.prod(steps[: t + 1]) for t in range(len(steps))]
+        uncut.append({"step": steps, "per_decision": so_far, "trajectory": [so_far[-1]] * len(steps)}[kind])
+        found = experience.weights_BR[i, : len(steps)].tolist()
+        assert found == pytest.approx([min(w, 1.2) for w in uncut[i]], rel=1e-4)
+    tokens = [w for row in uncut for w in row]
+    samples = [row[0] for row in uncut] if kind == "trajectory" else tokens
+    seen = experience.diagnostics
+    share = sum(samples) ** 2 / sum(w * w for w in samples) / len(samples)
+    assert seen["ess/share"] == pytest.approx(share, rel=1e-4)
+    assert 0 < share < 0.99
+    assert seen["weight/mean"] == pytest.approx(sum(tokens) / len(tokens), rel=1e-4)
+    assert seen["weight/max"] == pytest.approx(max(tokens), rel=1e-4)
+    assert seen["weight/capped_share"] == pytest.approx(sum(w > 1.2 for w in tokens) / len(tokens))
+    k1, k3_mu = 0.0, 0.0
+    for i, row in enumerate(uncut):
+        for t, w in enumerate(row):
+            x = float(experience.logprobs_BR[i, t] - experience.ref_logprobs_BR[i, t])
+            k1 += w * x
+            k3_mu += math.exp(x) - 1 - x
+    assert seen["kl/ref_seq"] == pytest.approx(k1 / len(made), rel=1e-3)
+    assert seen["kl/behaviour_token"] == pytest.approx(k3_mu / len(tokens), rel=1e-3)
+
+
+def test_fresh_rollouts_need_no_weights() -> None:
+    roles = roles_of()
+    experience, _ = make_experience(roles, rollouts_of(roles), SCORES, config(), BETA)
+    assert experience.weights_BR is None
+    assert torch.equal(experience.behaviour_logprobs_BR, experience.logprobs_BR)
+    assert not {"ess/share", "weight/max", "kl/behaviour_token"} & experience.diagnostics.keys()

@@ -21,6 +21,7 @@ from ppolite.stages.loop import (
     derive_seed,
     resolve,
     shuffled,
+    step_together,
     write_json,
 )
 from ppolite.types import UserError
@@ -102,6 +103,20 @@ def test_a_gradient_that_is_no_number_changes_nothing() -> None:
     with pytest.raises(UserError, match="update 1: the gradient is nan; lower the learning rate"):
         learner.step()
     assert weight.item() == 1
+
+
+def test_all_take_a_step_or_none() -> None:
+    one, two = nn.Parameter(torch.ones(1)), nn.Parameter(torch.ones(1))
+    policy, critic = Learner([one], Adam(), 2), Learner([two], Adam(), 2)
+    one.grad, two.grad = torch.ones(1), torch.full((1,), math.inf)
+    with pytest.raises(UserError, match="Nothing was changed by this update"):
+        step_together(policy, critic)
+    assert (one.item(), one.grad, two.grad, policy.done) == (1, None, None, 0)
+    one.grad, two.grad = torch.full((1,), 3.0), torch.full((1,), 0.5)
+    assert step_together(policy, critic) == [3.0, 0.5]
+    assert one.item() < 1
+    assert two.item() < 1
+    assert (policy.done, critic.done) == (1, 1)
 
 
 def test_where_training_starts(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from tests.world import GOOD, World
+from tests.stages.kit import Wants, goods, outcome, weights
+from tests.world import World
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
@@ -20,34 +20,6 @@ from ppolite.rollout.experience import make_experience
 from ppolite.stages.ppo import PPO
 from ppolite.stages.run import run_stage
 from ppolite.types import Prompt, Rollout, UserError
-
-
-@dataclass
-class Wants:
-    """A scorer made of a function of the text."""
-
-    judge: Callable[[str], float]
-
-    def score(self, rollouts: Sequence[Rollout]) -> list[float]:
-        return [self.judge(r.text) for r in rollouts]
-
-
-def goods(text: str) -> float:
-    """How many of the words are good ones."""
-    return float(sum(word in GOOD for word in text.split()))
-
-
-@pytest.fixture
-def trained(finished_run: Path, tmp_path: Path) -> Path:
-    """A run folder with SFT and reward model, without a policy."""
-    for name in ("sft", "reward"):
-        (tmp_path / name).symlink_to(finished_run / name)
-    return tmp_path
-
-
-def weights(module: nn.Module) -> Tensor:
-    return torch.cat([p.detach().flatten() for p in module.parameters()])
-
 
 # ---- against a naive PPO ---------------------------------------------------------------------------------
 
@@ -250,6 +222,37 @@ def test_scores_that_do_not_fit(scores: list[float], message: str, world: World,
         ppo.step(rollouts, scores)
 
 
+def test_a_critic_that_broke_does_not_let_the_policy_step(world: World, trained: Path) -> None:
+    ppo = PPO(world.recipe(), trained)
+    before = [weights(ppo.roles.policy).clone(), weights(ppo.roles.critic).clone()]
+    experience, seqs = ppo.prepare(*ppo.next_round())
+    broken = replace(experience, returns_BR=experience.returns_BR * math.nan)
+    with pytest.raises(UserError, match="Nothing was changed by this update"):
+        ppo.learn(broken, seqs)
+    assert all(p.grad is None for p in [*ppo.learner.parameters, *ppo.critic_learner.parameters])
+    for old, new in zip(before, (weights(ppo.roles.policy), weights(ppo.roles.critic)), strict=True):
+        assert torch.equal(old, new)
+
+
+def test_the_learning_rate_told_is_the_one_used(world: World, trained: Path) -> None:
+    schedule = {"ppo__optim__lr": 1e-3, "ppo__optim__schedule": "linear", "ppo__optim__warmup": 0}
+    ppo = PPO(world.recipe(**schedule, ppo__epochs=1, ppo__minibatches=1, ppo__steps=4), trained)
+    rates = [ppo.step(*ppo.next_round())["lr/policy"] for _ in range(4)]
+    assert rates == pytest.approx([1e-3, 0.75e-3, 0.5e-3, 0.25e-3])
+    twice = PPO(world.recipe(**schedule, ppo__epochs=1, ppo__minibatches=2, ppo__steps=2), trained)
+    rates = [twice.step(*twice.next_round())["lr/policy"] for _ in range(2)]
+    assert rates == pytest.approx([0.875e-3, 0.375e-3])  # the mean over the step's updates
+
+
+def test_every_call_draws_anew(world: World, trained: Path) -> None:
+    ppo = PPO(world.recipe(), trained)
+    prompts = ppo.next_prompts()
+    first, second = ppo.generate(prompts), ppo.generate(prompts)
+    assert [r.response_ids for r in first] != [r.response_ids for r in second]
+    again = PPO(world.recipe(), trained)
+    assert [r.response_ids for r in again.generate(prompts)] == [r.response_ids for r in first]
+
+
 # ---- what it achieves ------------------------------------------------------------------------------------
 
 
@@ -259,6 +262,15 @@ def test_scores_that_do_not_fit(scores: list[float], message: str, world: World,
         {"train__kind": "layers"},
         {"train__kind": "lora"},
         {"ppo__objective": "kl"},
+        {"ppo__objective": "a2c", "ppo__epochs": 1, "ppo__minibatches": 1},
+        {"ppo__objective": "is", "ppo__weight_cap": 3.0},
+        {"ppo__behaviour": "stale", "ppo__stale_steps": 2},
+        {
+            "ppo__objective": "is",
+            "ppo__behaviour": "stale",
+            "ppo__weight_kind": "per_decision",
+            "ppo__weight_cap": 3.0,
+        },
         {"ppo__kl__where": "loss", "ppo__kl__estimator": "k2"},
         {"roles": "separate", "trunk__split": 0},
     ],
@@ -351,6 +363,22 @@ def test_the_best_policy_within_the_leash_is_kept(
     assert torch.equal(saved[name], dict(ppo.roles.policy.layers[1].named_parameters())["mlp.up_proj.weight"])
 
 
+@pytest.mark.parametrize("kind", ["lora", "layers"])
+def test_of_the_best_policy_only_trained_weights_are_kept(kind: str, world: World, trained: Path) -> None:
+    ppo = PPO(world.recipe(train__kind=kind), trained)
+    ppo.evaluate()
+    start = [p.detach().clone() for p in ppo.roles.policy.trained()]
+    rollouts = ppo.generate(ppo.next_prompts())
+    ppo.step(rollouts, [1.0 + i for i in range(len(rollouts))])
+    assert ppo.best is not None
+    kept = ppo.best[2]
+    assert [p.shape for p in kept] == [p.shape for p in ppo.roles.policy.trained()]
+    assert sum(p.numel() for p in kept) < sum(p.numel() for p in ppo.roles.policy.parameters())
+    assert any(not torch.equal(a, b) for a, b in zip(kept, ppo.roles.policy.trained(), strict=True))
+    ppo.finish()
+    assert all(torch.equal(a, b) for a, b in zip(start, ppo.roles.policy.trained(), strict=True))
+
+
 def test_the_sft_model_is_kept_and_announced(
     world: World, trained: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -363,12 +391,6 @@ def test_the_sft_model_is_kept_and_announced(
 
 
 # ---- again and again -------------------------------------------------------------------------------------
-
-
-def outcome(folder: Path) -> tuple[list[dict[str, Any]], bytes]:
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    rows = [{k: v for k, v in row.items() if not k.startswith("time")} for row in rows]
-    return rows, (folder / "policy" / "model.safetensors").read_bytes()
 
 
 def test_same_seed_same_run(world: World, finished_run: Path, tmp_path: Path) -> None:

@@ -185,6 +185,7 @@ def optim_cases(stage: str, key: str, *, watched: Sees = lambda a, b: a.moved !=
 
 LORA = {"train.kind": "lora"}
 OBJECTIVE = {"ppo.objective": "kl"}
+OLD = {"ppo.behaviour": "sft", "ppo.optim.lr": 1e-2}
 ADAPTIVE = {"ppo.kl.target": 0.5, "ppo.optim.lr": 1e-2}
 
 CASES: dict[str, Case] = {
@@ -232,6 +233,21 @@ CASES: dict[str, Case] = {
     "ppo.objective": Case("ppo", "kl", lambda a, b: bool(b.column("penalty/beta")) and a.moved != b.moved),
     "ppo.clip": Case("ppo", 0.01, lambda a, b: lower("policy/clip_fraction")(b, a)),
     "ppo.penalty_target": Case("ppo", 1e9, differs("penalty/beta"), given=OBJECTIVE),
+    "ppo.behaviour": Case("ppo", "sft", lambda a, b: bool(b.column("ess/share")) and a.moved != b.moved),
+    "ppo.stale_steps": Case(
+        "ppo", 2, lambda a, b: b.column("samples/drawn")[0] == 48 and a.moved != b.moved,
+        given={"ppo.behaviour": "stale", "ppo.steps": 3},
+    ),
+    "ppo.sft_samples": Case("ppo", 32, lambda a, b: b.column("samples/drawn")[-1] == 32, given=OLD),
+    "ppo.weight_kind": Case("ppo", "trajectory", given={"ppo.objective": "is"}),
+    "ppo.weight_cap": Case("ppo", 1.0, differs("weight/capped_share"), given={"ppo.objective": "is"}),
+    "ppo.ess_floor": Case(
+        "ppo", 0.999, lambda a, b: "stopped_at" not in a.result and b.result.get("stopped_at") == 2, given=OLD
+    ),
+    "ppo.on_low_ess": Case(
+        "ppo", "draw", lambda a, b: "stopped_at" in a.result and b.column("samples/drawn")[-1] > 128,
+        given={**OLD, "ppo.ess_floor": 0.999},
+    ),
     "ppo.value_clip": Case("ppo", 1e-3, differs("value/clip_fraction")),
     "ppo.gamma": Case("ppo", 0.5),
     "ppo.lam": Case("ppo", 0.0),

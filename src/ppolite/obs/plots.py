@@ -34,6 +34,11 @@ PPO_PANELS: list[Panel] = [
     ("entropy, nats a token", [("policy/entropy", "train", TRAIN)]),
     ("length, tokens", [("length/mean", "train", TRAIN), ("heldout/length", "held-out", HELDOUT)]),
     ("explained variance of the critic", [("value/explained_variance", "train", TRAIN)]),
+    (
+        "effective sample size, share of a round",
+        [("ess/share", "π against μ, before the step", TRAIN), ("ess/worn", "worn out", "#d9730d")],
+    ),
+    ("KL(μ‖π), nats a token", [("kl/behaviour_token", "train", TRAIN)]),
 ]
 EARLIER_PANELS: dict[str, list[Panel]] = {
     "sft": [
@@ -58,8 +63,8 @@ def write_plots(rows: Sequence[Row], calibration: Sequence[Sequence[float]], fol
     early = [(panel, by_stage[stage]) for stage, panels in EARLIER_PANELS.items() for panel in panels]
     ppo = [(panel, by_stage["ppo"]) for panel in PPO_PANELS]
     figures = {
-        "stages": _grid(early),
-        "ppo": _grid(ppo),
+        "stages": grid(early),
+        "ppo": grid(ppo),
         "reward_vs_kl": _reward_vs_kl(by_stage["ppo"]),
         "rm_calibration": _calibration(calibration),
     }
@@ -77,7 +82,7 @@ def points(rows: Iterable[Row], x: str, y: str) -> tuple[list[float], list[float
     return [p[0] for p in pairs], [p[1] for p in pairs]
 
 
-def _grid(panels: Sequence[tuple[Panel, list[Row]]]) -> Figure | None:
+def grid(panels: Sequence[tuple[Panel, list[Row]]]) -> Figure | None:
     """One small plot a panel, three in a row; panels without a point are left out."""
     filled = [
         (title, lines, rows)

@@ -56,15 +56,16 @@ def write_report(run_dir: str | Path) -> Path:
     rows, results = read_metrics(run), _read_eval(run / "eval.json")
     plots = write_plots(rows, results.get("rm_calibration") or [], run)
     rollouts, complaints = load_rollouts(run / "rollouts")
-    parts = [
-        _section("result", "Before and after", _headline(results)),
-        _section("curves", "PPO", _figures(plots, ["ppo", "reward_vs_kl"], "no PPO steps in metrics.jsonl")),
-        _section("samples", "Samples", _samples(results)),
-        _section("tokens", "Token by token", _tokens(rollouts, complaints)),
-        _section("stages", "The stages before", _stages(plots, results)),
-    ]
+    curves = _figures(plots, ["ppo", "reward_vs_kl"], "no PPO steps in metrics.jsonl")
+    sections = {
+        "result": section("result", "Before and after", _headline(results)),
+        "curves": section("curves", "PPO", curves),
+        "samples": section("samples", "Samples", _samples(results)),
+        "tokens": section("tokens", "Token by token", _tokens(rollouts, complaints)),
+        "stages": section("stages", "The stages before", _stages(plots, results)),
+    }
     path = run / "report.html"
-    path.write_text(_page(run.resolve().name, _facts(rows), "".join(parts)), encoding="utf-8")
+    path.write_text(page(run.resolve().name, _facts(rows), sections), encoding="utf-8")
     return path
 
 
@@ -80,7 +81,10 @@ def _read_eval(path: Path) -> Eval:
     return results
 
 
-def _page(name: str, facts: str, body: str) -> str:
+def page(name: str, facts: str, sections: Mapping[str, str]) -> str:
+    """The whole page; `sections` are shown one after another, with their names to jump to them."""
+    links = "\n".join(f'<a href="#{key}">{key}</a>' for key in sections)
+    body = "".join(sections.values())
     css = Path(__file__).with_name("report.css").read_text(encoding="utf-8")
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8">
@@ -90,13 +94,13 @@ def _page(name: str, facts: str, body: str) -> str:
 <style>{css}</style></head><body>
 <h1>{_text(name)}</h1>
 <p class="soft">{facts}</p>
-<nav><a href="#result">result</a><a href="#curves">curves</a><a href="#samples">samples</a>
-<a href="#tokens">tokens</a><a href="#stages">stages before</a></nav>
+<nav>{links}</nav>
 {body}</body></html>
 """
 
 
-def _section(name: str, title: str, body: str) -> str:
+def section(name: str, title: str, body: str) -> str:
+    """One part of a page, under its heading."""
     return f'<section id="{name}"><h2>{title}</h2>\n{body}</section>\n'
 
 
@@ -104,7 +108,14 @@ def _facts(rows: Sequence[Mapping[str, Any]]) -> str:
     ppo = [row for row in rows if row["stage"] == "ppo" and row["step"] > 0]  # 0 is the look before
     if not ppo:
         return "A ppolite run without PPO steps so far."
+    worn = next((row for row in ppo if row.get("stopped")), None)  # a line without a step
+    ppo = [row for row in ppo if row is not worn]
     facts = [f"{len(ppo)} PPO steps"]
+    if worn:
+        share = _number(worn.get("ess/share"), ".2f")
+        facts.append(
+            f"stopped before step {worn['step']}: the samples were worth only {share} of their number"
+        )
     if seconds := [row["time/step_s"] for row in ppo if row.get("time/step_s") is not None]:
         facts.append(f"median {median(seconds):.1f} s a step")
     if beta := ppo[-1].get("leash/beta"):
@@ -154,14 +165,15 @@ def _change(label: str, results: Eval, key: str, form: str, ci: Sequence[float] 
 
 
 def _figures(plots: Mapping[str, Path], names: Sequence[str], otherwise: str) -> str:
-    shown = [_figure(plots[name], CAPTIONS[name]) for name in names if name in plots]
+    shown = [figure(plots[name], CAPTIONS[name]) for name in names if name in plots]
     return "".join(shown) or _missing(otherwise)
 
 
-def _figure(path: Path, caption: str) -> str:
+def figure(path: Path, caption: str) -> str:
+    """A picture (PNG or GIF), inside the page."""
     data = base64.b64encode(path.read_bytes()).decode()
     return (
-        f'<figure><img class="{path.stem}" alt="{path.stem}" src="data:image/png;base64,{data}">'
+        f'<figure><img class="{path.stem}" alt="{path.stem}" src="data:image/{path.suffix[1:]};base64,{data}">'
         f"<figcaption>{caption}</figcaption></figure>\n"
     )
 

@@ -1,12 +1,17 @@
 """From rollouts and scores to what an update learns from.
 
 What stays fixed over PPO's epochs is computed here, once: the frozen bottom's hidden states, log-probs under
-π_old and π_ref, values, per-token rewards, advantages, returns.
+π_old, μ and π_ref, values, per-token rewards, advantages, returns, the weights π_old/μ.
 
     reward_t = −β · KL_t  (estimated, when the leash is in the reward)
              + score' on the last response token
 
     score' = clip(scale · normalised score) − missing-EOS penalty
+
+On rollouts of another μ the rewards are those of π_old's leash, but values, returns and advantages are of answers
+as μ goes on; the weights correct the choice of tokens, and as much of what led to it as their kind covers. Figures
+about π_old are means over μ's samples with the same weights, uncut; `score/*`, `length/*` and `policy/entropy` are
+about the samples as they are.
 """
 
 from __future__ import annotations
@@ -21,8 +26,9 @@ from ppolite.config import PPO
 from ppolite.models.roles import Roles
 from ppolite.models.sequences import Sequences
 from ppolite.ops.advantages import Steps, gae
+from ppolite.ops.importance import WeightKind, effective_sample_size, log_weights, truncated_weights
 from ppolite.ops.kl import kl_estimate
-from ppolite.ops.masked import masked_mean, whiten
+from ppolite.ops.masked import masked_mean, masked_sum, whiten
 from ppolite.ops.packing import token_batches
 from ppolite.types import Experience, Rollout, UserError
 
@@ -70,6 +76,32 @@ def token_rewards(shaped_B: Tensor, kl_BR: Tensor, mask_BR: Tensor, beta: float)
     return rewards_BR
 
 
+def behaviour_logprobs(rollouts: Sequence[Rollout], old_BR: Tensor) -> Tensor:
+    """log μ by the trainer, [B, R]: what a rollout brought along, or that of π_old for a fresh one."""
+    mu_BR = old_BR.clone()
+    for i, rollout in enumerate(rollouts):
+        if rollout.trainer_logprobs_R is not None:
+            mu_BR[i, : len(rollout.response_ids)] = rollout.trainer_logprobs_R.to(old_BR)
+    return mu_BR
+
+
+def weight_figures(
+    log_w_BR: Tensor, weights_BR: Tensor, mask_BR: Tensor, kind: WeightKind
+) -> dict[str, float]:
+    """Of a whole round's π_old/μ: effective sample size as a share of the round, mean, maximum, share cut.
+
+    The sample counted is a token, or a response for weights of whole responses.
+    """
+    uncut_BR = truncated_weights(log_w_BR, None)
+    samples_N = log_w_BR[:, 0] if kind == "trajectory" else log_w_BR[mask_BR]
+    return {
+        "ess/share": float(effective_sample_size(samples_N)) / len(samples_N),
+        "weight/mean": float(masked_mean(uncut_BR, mask_BR)),
+        "weight/max": float(uncut_BR[mask_BR].max()),
+        "weight/capped_share": float(masked_mean((weights_BR < uncut_BR).float(), mask_BR)),
+    }
+
+
 def make_experience(
     roles: Roles, rollouts: Sequence[Rollout], scores: Sequence[float], config: PPO, beta: float
 ) -> tuple[Experience, Sequences]:
@@ -78,7 +110,7 @@ def make_experience(
     `scores` are as the reward source gives them, before normalisation by `roles.norm`. Raises UserError when
     their number is not that of the rollouts, or one is not finite.
     """
-    scores_B = _checked(scores, len(rollouts))
+    scores_B = checked_scores(scores, len(rollouts))
     budget = config.optim.micro_batch_tokens
     seqs = sequences(roles, rollouts, budget)
     device, mask_BR = seqs.ids_BT.device, seqs.mask_BR
@@ -102,33 +134,41 @@ def make_experience(
     raw_advantages_BR = advantages_BR
     if config.whiten_advantages:
         advantages_BR = whiten(advantages_BR, mask_BR, shift_mean=True)
-    mu_BR = torch.nn.utils.rnn.pad_sequence([r.logprobs_R for r in rollouts], batch_first=True).to(device)
-    gap_BR = (mu_BR - old_BR).abs()[mask_BR]
-    lengths_B = mask_BR.sum(1).float()
-    k1_B = torch.where(mask_BR, old_BR - ref_BR, 0.0).sum(1)
+    mu_BR = behaviour_logprobs(rollouts, old_BR)
+    fresh = all(r.trainer_logprobs_R is None for r in rollouts)
+    kind = config.weight_kind or "step"
+    log_w_BR = log_weights(old_BR, mu_BR, mask_BR, kind=kind)
+    w_BR, weights_BR = truncated_weights(log_w_BR, None), truncated_weights(log_w_BR, config.weight_cap)
+    sampler_BR = torch.nn.utils.rnn.pad_sequence([r.logprobs_R for r in rollouts], batch_first=True)
+    gap_BR = (sampler_BR.to(device) - mu_BR).abs()[mask_BR]
     diagnostics = {
         "score/mean": float(scores_B.mean()),
         "score/std": float(scores_B.std(correction=0)),
         "reward/shaped_mean": float(shaped_B.mean()),
-        "kl/ref_seq": float(k1_B.mean()),
-        "kl/ref_token_k3": float(masked_mean(kl_estimate(old_BR, ref_BR, "k3"), mask_BR)),
+        "kl/ref_seq": float(masked_sum(w_BR * (old_BR - ref_BR), mask_BR)) / len(seqs),
+        "kl/ref_token_k3": float(masked_mean(w_BR * kl_estimate(old_BR, ref_BR, "k3"), mask_BR)),
         "policy/entropy": float(torch.cat(entropies).mean()),
-        "length/mean": float(lengths_B.mean()),
+        "length/mean": float(mask_BR.sum()) / len(seqs),
         "length/cut_share": float(cut_B.float().mean()),
         "advantage/mean": float(masked_mean(raw_advantages_BR, mask_BR)),
         "value/mean": float(masked_mean(values_BR, mask_BR)),
         "sampler/gap_mean": float(gap_BR.mean()),
         "sampler/gap_max": float(gap_BR.max()),
     }
+    if not fresh:
+        diagnostics |= weight_figures(log_w_BR, weights_BR, mask_BR, kind)
+        diagnostics["kl/behaviour_token"] = float(masked_mean(kl_estimate(mu_BR, old_BR, "k3"), mask_BR))
     experience = Experience(
-        rollouts=list(rollouts), mask_BR=mask_BR, logprobs_BR=old_BR, ref_logprobs_BR=ref_BR,
-        values_BR=values_BR, scores_B=scores_B, rewards_BR=rewards_BR, advantages_BR=advantages_BR,
-        returns_BR=returns_BR, diagnostics=diagnostics,
+        rollouts=list(rollouts), mask_BR=mask_BR, logprobs_BR=old_BR, behaviour_logprobs_BR=mu_BR,
+        ref_logprobs_BR=ref_BR, values_BR=values_BR, scores_B=scores_B, rewards_BR=rewards_BR,
+        advantages_BR=advantages_BR, returns_BR=returns_BR, weights_BR=None if fresh else weights_BR,
+        diagnostics=diagnostics,
     )  # fmt: skip
     return experience, seqs
 
 
-def _checked(scores: Sequence[float], count: int) -> Tensor:
+def checked_scores(scores: Sequence[float], count: int) -> Tensor:
+    """As a tensor [count]. Raises UserError where that is not their number, or one is no finite number."""
     if len(scores) != count:
         raise UserError(
             f"scores: got {len(scores)} for {count} rollouts; one number for each is needed, in order"

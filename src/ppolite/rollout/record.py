@@ -1,15 +1,26 @@
-"""Rollouts on disk with their per-token numbers, for people to look at (parquet, a row for each response)."""
+"""Rollouts on disk.
+
+step-N.parquet    with their per-token numbers, for people to look at, a row for each response
+sft.jsonl         samples that are learned from again and again: their origin, then a line for each
+"""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from ppolite.types import Experience
+from ppolite.types import Experience, Prompt, Rollout, UserError
+
+Origin = dict[str, Any]
+"""What samples depend on, as plain data; they are reused where it is the same."""
 
 
 def write_rollouts(
@@ -27,9 +38,11 @@ def write_rollouts(
                 "prompt": rollout.prompt.last,
                 "response": rollout.text,
                 "finish": rollout.finish,
+                "version": rollout.version,
                 "score": float(experience.scores_B[i]),
                 "tokens": [str(tokenizer.decode([t])) for t in rollout.response_ids],
                 "sampler_logprobs": rollout.logprobs_R.tolist(),
+                "behaviour_logprobs": cut(experience.behaviour_logprobs_BR),
                 "old_logprobs": cut(experience.logprobs_BR),
                 "logprobs": cut(logprobs_BR),
                 "ref_logprobs": cut(experience.ref_logprobs_BR),
@@ -46,3 +59,53 @@ def write_rollouts(
     pq.write_table(pa.Table.from_pylist(rows), draft)
     draft.rename(path)
     return path
+
+
+def write_samples(path: Path, origin: Origin, samples: Sequence[Rollout]) -> None:
+    """Whole or not at all."""
+    lines: list[dict[str, Any]] = [{"origin": origin}]
+    lines += [
+        {
+            "prompt": r.prompt.last,
+            "response": r.text,
+            "finish": r.finish,
+            "prompt_ids": r.prompt_ids,
+            "response_ids": r.response_ids,
+            "sampler_logprobs": r.logprobs_R.tolist(),
+        }
+        for r in samples
+    ]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.part")
+    draft.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in lines), encoding="utf-8")
+    draft.rename(path)
+
+
+def read_samples(
+    path: Path, origin: Origin, prompts: Sequence[Prompt], say: Callable[[str], None]
+) -> list[Rollout] | None:
+    """The samples of `prompts`, or None where there are none of this origin, which is announced.
+
+    Raises UserError for a file that cannot be read.
+    """
+    if not path.exists():
+        return None
+    try:
+        head, *rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        other = sorted(key for key in origin if head["origin"].get(key) != origin[key])
+        if other:
+            say(f"{path}: its samples were drawn with another {', '.join(other)}; drawing anew")
+            return None
+        return [
+            Rollout(
+                prompt,
+                row["prompt_ids"],
+                row["response_ids"],
+                row["response"],
+                torch.tensor(row["sampler_logprobs"]),
+                row["finish"],
+            )
+            for prompt, row in zip(prompts, rows, strict=True)
+        ]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path}: cannot be read ({error!r}); delete it, so that it is drawn anew") from error

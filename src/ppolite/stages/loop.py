@@ -21,7 +21,7 @@ from ppolite.data.chat import check_lengths, encode_prompt, prepare_tokenizer, s
 from ppolite.data.embedded import model_path
 from ppolite.data.readers import read_examples, read_preferences, read_prompts, read_rankings, read_scored
 from ppolite.data.split import split_by_prompt
-from ppolite.models.load import compute_dtype, load_causal, load_tokenizer, pick_device
+from ppolite.models.load import compute_dtype, load_causal, load_reward, load_tokenizer, pick_device
 from ppolite.models.trunk import Trunk, checked_trunk
 from ppolite.types import Prompt, UserError
 
@@ -90,6 +90,29 @@ def after_sft(recipe: Recipe, run_dir: Path) -> str | None:
 def open_trunk(recipe: Recipe, opened: Opened, probe: Sequence[Sequence[int]]) -> Trunk:
     """Cut the model at `trunk.split` after comparing with its plain forward pass on the rows of `probe`."""
     return checked_trunk(opened.model, recipe.trunk.split, probe, log.warning, opened.dtype)
+
+
+def open_reward(config: PPO, run_dir: Path, device: torch.device) -> Any:
+    """`RUN/reward` with its head and units, or None; UserError when it agrees too little with people."""
+    folder = run_dir / "reward"
+    if not folder.exists():
+        return None
+    report = folder / "agreement.json"
+    floor, accuracy = config.min_rm_accuracy, 0.0
+    if report.exists():
+        accuracy = json.loads(report.read_text(encoding="utf-8"))["pair_accuracy"]
+    elif floor:
+        raise UserError(
+            f"{folder}: no agreement.json says how well this reward model agrees with people; train it "
+            "here with `ppolite reward`, or go on with --set ppo.min_rm_accuracy=0"
+        )
+    if accuracy < floor:
+        raise UserError(
+            f"{folder}: the reward model ranks only {accuracy:.1%} of held-out pairs as people do, below "
+            f"ppo.min_rm_accuracy ({floor:.1%}); improve its data, or go on "
+            "with --set ppo.min_rm_accuracy=0"
+        )
+    return load_reward(str(folder), device)
 
 
 READERS = {
@@ -170,20 +193,46 @@ class Learner:
         factor = {"constant": 1.0, "linear": 1 - progress, "cosine": 0.5 * (1 + math.cos(math.pi * progress))}
         return c.lr * factor[c.schedule]
 
-    def step(self) -> float:
-        """Clip, update, clear. Returns the gradient's norm before clipping; UserError if not finite."""
+    def clip(self) -> float:
+        """Scale the gradients down to the norm allowed. Returns the norm before; UserError if it is not finite."""
         norm = float(nn.utils.clip_grad_norm_(self.parameters, self.config.max_grad_norm))
         if not math.isfinite(norm):
             raise UserError(
                 f"update {self.done + 1}: the gradient is {norm}; lower the learning rate "
                 f"({self.config.lr:g}) or look at the data of this batch. Nothing was changed by this update"
             )
+        return norm
+
+    def apply(self) -> None:
+        """Update, and clear the gradients."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr
         self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.clear()
         self.done += 1
-        return norm
+
+    def clear(self) -> None:
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def step(self) -> float:
+        """Clip, update, clear. Returns the gradient's norm before clipping; UserError if not finite."""
+        return step_together(self)[0]
+
+
+def step_together(*learners: Learner) -> list[float]:
+    """One update of each, or of none: all gradients are looked at before any is used. Returns their norms.
+
+    Raises UserError when one is not finite; then all are cleared and no weight has changed.
+    """
+    try:
+        norms = [learner.clip() for learner in learners]
+    except UserError:
+        for learner in learners:
+            learner.clear()
+        raise
+    for learner in learners:
+        learner.apply()
+    return norms
 
 
 def shuffled(items: Sequence[T], seed: int) -> list[T]:

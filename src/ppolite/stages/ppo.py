@@ -1,23 +1,27 @@
-"""PPO on a language model: sample, score, learn, under a leash to the SFT model.
+"""PPO and its family on a language model: sample, score, learn, under a leash to the SFT model.
 
     for each step:
-        rollouts   = generate(prompts)                    # under μ = π_old
-        experience = make_experience(rollouts, scores)    # π_old, π_ref, V, rewards, GAE
+        rollouts   = next_round()                         # under μ: the policy, now or n steps ago, or the SFT model
+        experience = make_experience(rollouts, scores)    # π_old, μ, π_ref, V, rewards, GAE, weights π_old/μ
         for each epoch and minibatch: policy and critic take a step
         leash.update(KL to the reference)
 
-The loop is open: `PPO.generate`, `score`, `step`, `evaluate` and `save` are what `run` itself is made of.
-Left out: other behaviours than fresh rollouts, checkpoints within a run, several processes.
+Three policies, each with its own job and its own figures: π_old of the ratio (`kl/old_token`), μ of the importance
+weights (`weight/*`, `ess/share`, `kl/behaviour_token`), π_ref of the leash (`kl/ref_seq`). The objectives stand in
+`objective.py`, what μ can be in `rounds.py`.
+
+The loop is open: `PPO.next_round`, `step`, `evaluate` and `save` are what `run` itself is made of, and `generate` and
+`score` what a round is.
+Left out: checkpoints within a run, several processes.
 
     ppolite ppo recipes/film.yaml
+    ppolite ppo recipes/film.yaml --set ppo.objective=is --set ppo.behaviour=sft
 """
 
 from __future__ import annotations
 
-import copy
-import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +31,12 @@ from torch import Tensor
 from ppolite.config import Recipe, save_recipe
 from ppolite.data.chat import encode_prompt
 from ppolite.models.export import save_adapter, save_policy
-from ppolite.models.load import load_causal, load_reward
+from ppolite.models.load import load_causal
 from ppolite.models.roles import build_roles
 from ppolite.models.trunk import Sequences
 from ppolite.obs.sinks import MetricsLog, progress, step_line
-from ppolite.ops.kl import AdaptiveLeash, AdaptivePenalty, FixedLeash, kl_estimate
-from ppolite.ops.losses import clip_loss, explained_variance, kl_penalty_loss, value_loss
-from ppolite.ops.masked import masked_mean
+from ppolite.ops.kl import AdaptiveLeash, AdaptivePenalty, FixedLeash
+from ppolite.ops.losses import explained_variance, value_loss
 from ppolite.ops.packing import token_batches
 from ppolite.rollout.evaluate import distance, length, mean
 from ppolite.rollout.experience import make_experience, over_batches
@@ -43,14 +46,17 @@ from ppolite.rollout.score import TrunkScorer
 from ppolite.stages.loop import (
     Learner,
     after_sft,
-    cycle,
     derive_seed,
     load_prompts,
     log,
     open_model,
+    open_reward,
     open_trunk,
+    step_together,
     tests_of,
 )
+from ppolite.stages.objective import MAXIMA, policy_loss, update_kl
+from ppolite.stages.rounds import Rounds
 from ppolite.types import Experience, Leash, Prompt, Rollout, Scorer, UserError
 
 
@@ -66,7 +72,7 @@ class PPO:
         self.held, self.held_out = held, held[: self.config.eval_prompts]
         probe = [encode_prompt(self.opened.tokenizer, p) for p in train[:4]]
         trunk = open_trunk(recipe, self.opened, probe)
-        reward = None if scorer else self._load_reward()
+        reward = None if scorer else open_reward(recipe.ppo, self.run_dir, self.opened.device)
         if reward is None and self.config.critic_init == "reward":
             log.warning("no reward model in %s, so the critic starts at zero", self.run_dir)
         separate = (
@@ -94,62 +100,67 @@ class PPO:
             AdaptiveLeash(kl.beta, kl.target, kl.horizon) if kl.target else FixedLeash(kl.beta)
         )
         self.penalty = AdaptivePenalty(1.0, self.config.penalty_target or 0.01)
+        self.rounds = Rounds(
+            self.config,
+            self.roles,
+            self.generator,
+            self.opened,
+            train,
+            lambda rollouts: self.score(rollouts),
+            recipe.seed,
+            self.run_dir / "rollouts" / "sft.jsonl",
+        )
         self.steps_done = 0
-        self.best: tuple[int, float, dict[str, Tensor]] | None = None
-        self._prompts = cycle(train, derive_seed(recipe.seed, "ppo-prompts"))
+        self.best: tuple[int, float, list[Tensor]] | None = None
 
-    def _load_reward(self) -> Any:
-        folder = self.run_dir / "reward"
-        if not folder.exists():
-            return None
-        report = folder / "agreement.json"
-        floor, accuracy = self.config.min_rm_accuracy, 0.0
-        if report.exists():
-            accuracy = json.loads(report.read_text(encoding="utf-8"))["pair_accuracy"]
-        elif floor:
-            raise UserError(
-                f"{folder}: no agreement.json says how well this reward model agrees with people; train it "
-                "here with `ppolite reward`, or go on with --set ppo.min_rm_accuracy=0"
-            )
-        if accuracy < floor:
-            raise UserError(
-                f"{folder}: the reward model ranks only {accuracy:.1%} of held-out pairs as people do, below "
-                f"ppo.min_rm_accuracy ({floor:.1%}); improve its data, or go on "
-                "with --set ppo.min_rm_accuracy=0"
-            )
-        return load_reward(str(folder), self.opened.device)
-
-    # The four things a step is made of.
+    # What a step is made of.
 
     def next_prompts(self) -> list[Prompt]:
         """Prompts of one round: `rollouts / samples_per_prompt`, each as often as it is to be answered."""
-        n = self.config.samples_per_prompt
-        return [p for _ in range(self.config.rollouts // n) for p in [next(self._prompts)] * n]
+        return self.rounds.prompts(self.config.rollouts)
 
     def generate(self, prompts: Sequence[Prompt]) -> list[Rollout]:
-        """One response of the current policy for each prompt."""
-        seed = derive_seed(self.recipe.seed, "ppo-sample", self.steps_done)
-        return self.generator.generate(prompts, self.config.sampling, seed=seed)
+        """One response of the current policy for each prompt, whatever the recipe's behaviour policy is."""
+        return self.rounds.generate(prompts)
 
     def score(self, rollouts: Sequence[Rollout]) -> list[float]:
         """One number for each rollout, larger is better, from the reward model or the given scorer."""
         return self.scorer.score(rollouts)
 
+    def next_round(self) -> tuple[list[Rollout], list[float]]:
+        """Rollouts of the recipe's behaviour policy, with their scores."""
+        return self.rounds.next()
+
+    def prepare(self, rollouts: Sequence[Rollout], scores: Sequence[float]) -> tuple[Experience, Sequences]:
+        """All that stays fixed over the epochs, and the sequences with their cached hidden states."""
+        return make_experience(self.roles, rollouts, scores, self.config, self.leash.beta)
+
     def step(self, rollouts: Sequence[Rollout], scores: Sequence[float]) -> dict[str, float]:
         """Learn from scored rollouts; scores may come from anywhere. Returns the step's metrics."""
-        experience, seqs = make_experience(self.roles, rollouts, scores, self.config, self.leash.beta)
-        metrics = {**experience.diagnostics, "leash/beta": self.leash.beta}
+        return self.learn(*self.prepare(rollouts, scores))
+
+    def learn(self, experience: Experience, seqs: Sequences) -> dict[str, float]:
+        """All epochs and minibatches over one round, then the controllers. Metrics are means over the updates."""
+        metrics = {
+            **experience.diagnostics,
+            "leash/beta": self.leash.beta,
+            "samples/drawn": self.rounds.drawn,
+        }
         if self.config.objective == "kl":
             metrics["penalty/beta"] = self.penalty.beta
         metrics |= self.update(experience, seqs)
-        self.leash.update(metrics["kl/ref_seq"], len(rollouts))
+        explained = explained_variance(experience.values_BR, experience.returns_BR, experience.mask_BR)
+        metrics["value/explained_variance"] = float(explained)
+        # The paper's rule looks at the KL that the finished update has caused, not at its mean on the way.
+        if self.config.objective == "kl":
+            self.penalty.update(float(update_kl(self.new_logprobs(seqs), experience)))
+        self.leash.update(metrics["kl/ref_seq"], len(seqs))
         self.steps_done += 1
         self.generator.version = self.learner.done
         self.last = (experience, seqs)
         return metrics
 
     def update(self, experience: Experience, seqs: Sequences) -> dict[str, float]:
-        """All epochs and minibatches over one round. Metrics are means over the updates."""
         seed = derive_seed(self.recipe.seed, "ppo-shuffle", self.steps_done)
         shuffle = torch.Generator().manual_seed(seed)
         rows: list[dict[str, float]] = []
@@ -158,80 +169,47 @@ class PPO:
             # chunk() would make fewer when they do not divide: 5 rows in 4 minibatches become 2 + 2 + 1.
             for minibatch in order.tensor_split(min(self.config.minibatches, len(order))):
                 row = self.minibatch(experience, seqs, minibatch.tolist())
-                row["policy/grad_norm"] = self.learner.step()
-                row["value/grad_norm"] = self.critic_learner.step()
+                row["lr/policy"] = self.learner.lr
+                norms = step_together(self.learner, self.critic_learner)
+                row["policy/grad_norm"], row["value/grad_norm"] = norms
                 rows.append(row)
-        metrics = {k: sum(r[k] for r in rows) / len(rows) for k in rows[0] if k != "policy/ratio_max"}
-        metrics["policy/ratio_max"] = max(r["policy/ratio_max"] for r in rows)
-        explained = explained_variance(experience.values_BR, experience.returns_BR, experience.mask_BR)
-        metrics["value/explained_variance"] = float(explained)
-        metrics["lr/policy"] = self.learner.lr
-        # The paper's rule looks at the KL that the finished update has caused, not at its mean on the way.
-        if self.config.objective == "kl":
-            self.penalty.update(self.moved(experience, seqs))
-        return metrics
+        columns = {key: [row[key] for row in rows] for key in rows[0]}
+        return {key: max(x) if key in MAXIMA else sum(x) / len(x) for key, x in columns.items()}
 
     def minibatch(self, experience: Experience, seqs: Sequences, rows: list[int]) -> dict[str, float]:
         """Gradients of policy and critic on the given rows, in micro-batches, by global token count."""
-        lengths = seqs.lengths
+        lengths, config = seqs.lengths, self.config
         denom = experience.mask_BR[rows].sum()
         metrics: dict[str, float] = {}
-        for part in token_batches([lengths[i] for i in rows], self.config.optim.micro_batch_tokens):
+        for part in token_batches([lengths[i] for i in rows], config.optim.micro_batch_tokens):
             micro = [rows[i] for i in part]
-            batch = seqs.select(micro)
-            R, mask = batch.mask_BR.shape[1], batch.mask_BR
-            pick = lambda x, micro=micro, R=R: x[micro, :R]  # noqa: E731
-            loss, figures = self.policy_loss(experience, batch, pick, denom)
+            batch, known = seqs.select(micro), experience.select(micro)
+            logp_BR, _ = self.roles.policy.logprobs(batch, config.temperature)
+            loss, figures = policy_loss(
+                logp_BR, known, config, penalty=self.penalty.beta, leash=self.leash.beta, denom=denom
+            )
             loss.backward()
             vloss, vfigures = value_loss(
                 self.roles.critic.values(batch),
-                pick(experience.values_BR),
-                pick(experience.returns_BR),
-                mask,
-                clip=self.config.value_clip,
+                known.values_BR,
+                known.returns_BR,
+                known.mask_BR,
+                clip=config.value_clip,
                 denom=denom,
             )
             vloss.backward()
-            for key, value in {
-                **figures,
-                "value/loss": vloss.detach(),
-                "value/clip_fraction": vfigures["clip_fraction"],
-            }.items():
+            figures |= {"value/loss": vloss.detach(), "value/clip_fraction": vfigures["clip_fraction"]}
+            for key, value in figures.items():
                 old = metrics.get(key, 0.0)
-                metrics[key] = max(old, float(value)) if key == "policy/ratio_max" else old + float(value)
+                metrics[key] = max(old, float(value)) if key in MAXIMA else old + float(value)
         return metrics
 
-    def policy_loss(
-        self, experience: Experience, batch: Sequences, pick: Callable[[Tensor], Tensor], denom: Tensor
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """PPO-clip or PPO-KL, and the leash when it is in the loss."""
-        config, mask = self.config, batch.mask_BR
-        logp_BR, _ = self.roles.policy.logprobs(batch, config.temperature)
-        args = (logp_BR, pick(experience.logprobs_BR), pick(experience.advantages_BR), mask)
-        if config.objective == "clip":
-            loss, figures = clip_loss(*args, clip=config.clip or 0.2, denom=denom)
-        else:
-            loss, figures = kl_penalty_loss(*args, beta=self.penalty.beta, denom=denom)
-        named = {_NAMES[k]: v for k, v in figures.items() if k in _NAMES} | {"policy/loss": loss.detach()}
-        if config.kl.where == "loss":
-            # Differentiable: the samples are π_old's, so this is a first-order leash, exact at ratio 1.
-            kl_BR = kl_estimate(logp_BR, pick(experience.ref_logprobs_BR), config.kl.estimator)
-            leash = self.leash.beta * masked_mean(kl_BR, mask, denom=denom)
-            loss = loss + leash
-            named["leash/loss"] = leash.detach()
-        return loss, named
+    def _logprobs(self, part: Sequences) -> Tensor:
+        return self.roles.policy.logprobs(part, self.config.temperature)[0]
 
     def new_logprobs(self, seqs: Sequences) -> Tensor:
-        """log π after the update, [B, R]."""
-        T = self.config.temperature
-        return over_batches(
-            seqs, self.config.optim.micro_batch_tokens, lambda s: self.roles.policy.logprobs(s, T)[0]
-        )
-
-    def moved(self, experience: Experience, seqs: Sequences) -> float:
-        """KL(π_old‖π) of the finished update, nats a token, k3 on π_old's samples."""
-        kl_BR = kl_estimate(experience.logprobs_BR, self.new_logprobs(seqs), "k3")
-        return float(masked_mean(kl_BR, experience.mask_BR))
+        """log π as it is now, [B, R]."""
+        return over_batches(seqs, self.config.optim.micro_batch_tokens, self._logprobs)
 
     def evaluate(self) -> dict[str, float]:
         """Score, KL to the reference and length on held-out prompts; keeps the best policy in `max_kl`."""
@@ -248,8 +226,8 @@ class PPO:
         }
         within = result["heldout/kl_ref_seq"] <= self.config.max_kl
         if within and (self.best is None or result["heldout/score"] > self.best[1]):
-            state = {k: v.detach().cpu().clone() for k, v in self.roles.policy.state_dict().items()}
-            self.best = (self.steps_done, result["heldout/score"], state)
+            kept = [p.detach().to("cpu", copy=True) for p in self.roles.policy.trained()]
+            self.best = (self.steps_done, result["heldout/score"], kept)
         return result
 
     def save(self, folder: str | Path | None = None, *, adapter: bool = False) -> Path:
@@ -262,7 +240,10 @@ class PPO:
         return target
 
     def run(self) -> dict[str, Any]:
-        """Train for `ppo.steps`, keep the best policy, save it. Returns its step and its score."""
+        """Train for `ppo.steps`, or until samples are worn out; keep the best policy, save it.
+
+        Returns its step and its score, and where the run stopped early (`stopped_at`).
+        """
         tests_of(self.held, self.config)  # an hour of training should not end in nothing to judge it by
         if isinstance(self.scorer, TrunkScorer) and self.roles.reward is None:
             raise UserError(
@@ -271,43 +252,57 @@ class PPO:
             )
         self.run_dir.mkdir(parents=True, exist_ok=True)
         save_recipe(self.recipe, self.run_dir / "recipe.yaml")
-        with MetricsLog(self.run_dir) as metrics, progress("ppo", total=self.config.steps) as tick:
+        steps, stopped = self.config.steps, {}
+        with MetricsLog(self.run_dir) as metrics, progress("ppo", total=steps) as tick:
             metrics.log("ppo", 0, self.evaluate())
-            for step in range(1, self.config.steps + 1):
-                started = time.perf_counter()
-                rollouts = self.generate(self.next_prompts())
-                generated = time.perf_counter()
-                row = self.step(rollouts, self.score(rollouts))
-                row |= {"time/generate_s": generated - started, "time/step_s": time.perf_counter() - started}
-                if step % self.config.eval_every == 0 or step == self.config.steps:
+            for step in range(1, steps + 1):
+                started, self.rounds.seconds = time.perf_counter(), 0.0
+                experience, seqs = self.prepare(*self.next_round())
+                worn = self.worn(experience, step)
+                if worn and self.config.on_low_ess != "draw":
+                    end = {"stopped": True, "samples/drawn": self.rounds.drawn}
+                    metrics.log("ppo", step, experience.diagnostics | worn | end | self.evaluate())
+                    stopped = {"stopped_at": step}
+                    break
+                if worn:
+                    self.rounds.renew()
+                    experience, seqs = self.prepare(*self.next_round())
+                row = self.learn(experience, seqs) | worn
+                row |= {"time/generate_s": self.rounds.seconds, "time/step_s": time.perf_counter() - started}
+                if step % self.config.eval_every == 0 or step == steps:
                     row |= self.evaluate()
-                    experience, seqs = self.last
                     write_rollouts(
                         self.run_dir, step, experience, self.new_logprobs(seqs), self.opened.tokenizer
                     )
                 metrics.log("ppo", step, row)
-                step_line(step, self.config.steps, row)
+                step_line(step, steps, row)
                 tick(1)
-        return self.finish()
+        return self.finish() | stopped
+
+    def worn(self, experience: Experience, step: int) -> dict[str, float]:
+        """`ess/worn` where a round's effective sample size is below the floor, with a line of log; else empty."""
+        share, least = experience.diagnostics.get("ess/share", 1.0), self.config.least_ess
+        if share >= least:
+            return {}
+        then = "drawing anew from the policy" if self.config.on_low_ess == "draw" else "stopping"
+        log.warning(
+            "step %d: the samples are worth %.2f of their number, below ppo.ess_floor (%.2f): %s",
+            step, share, least, then,
+        )  # fmt: skip
+        return {"ess/worn": share}
 
     def finish(self) -> dict[str, Any]:
         """Put the best policy in place and save it."""
         assert self.best is not None, "the untrained policy is within every leash"
-        step, score, state = self.best
+        step, score, kept = self.best
         if step == 0:
             log.warning(
                 "no policy within ppo.max_kl = %g nats scored better than the SFT model on held-out prompts; "
                 "saving the SFT model. Raise max_kl or kl.beta, or train longer",
                 self.config.max_kl,
             )
-        self.roles.policy.load_state_dict(copy.copy(state))
+        with torch.no_grad():
+            for weight, best in zip(self.roles.policy.trained(), kept, strict=True):
+                weight.copy_(best)
         self.save()
         return {"best_step": step, "heldout_score": score}
-
-
-_NAMES = {
-    "clip_fraction": "policy/clip_fraction",
-    "approx_kl": "kl/old_token",
-    "ratio_mean": "policy/ratio_mean",
-    "ratio_max": "policy/ratio_max",
-}
