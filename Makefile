@@ -38,5 +38,5 @@ $(READY): constraints.txt pyproject.toml
 	  || { echo "ppolite needs Python 3.11 or newer; try: make PYTHON=python3.11" >&2; exit 2; }
 	@test -x $(BIN)/python || { echo "Creating .venv with $$($(PYTHON) --version)"; $(PYTHON) -m venv .venv; }
 	@echo "Installing the versions of constraints.txt into .venv (a few minutes the first time)"
-	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[demo,dev]'
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[control,demo,dev]'
 	@touch $@

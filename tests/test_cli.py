@@ -300,7 +300,7 @@ BAD_RECIPES: dict[str, tuple[dict[str, Any], list[str]]] = {
     "out of range": ({"ppo.top_p": 1.5}, ["ppo.top_p", "1.5"]),
     "not a choice": ({"train.kind": "qlora"}, ["train.kind", "lora"]),
     "full with a split": ({"train.kind": "full"}, ["trunk.split", "set it to 0"]),
-    "clip with kl": ({"ppo.objective": "kl", "ppo.clip": 0.2}, ["ppo", "remove `clip`"]),
+    "clip with kl": ({"ppo.objective": "kl", "ppo.clip": 0.2}, ["ppo", "no `clip`", "set objective: clip"]),
     "target from beta 0": ({"ppo.kl.target": 1, "ppo.kl.beta": 0}, ["kl.beta"]),
     "k1 in the loss": ({"ppo.kl.where": "loss"}, ["use k2"]),
     "rollouts do not divide": ({"ppo.samples_per_prompt": 5}, ["multiple of samples_per_prompt"]),

@@ -24,6 +24,7 @@ from typing import Annotated, Any
 import tyro
 
 from ppolite.config import Data, Recipe, load_recipe, recipe_path
+from ppolite.control.config import control_recipe, is_control_run, load_control, load_control_run
 from ppolite.types import Sampling, UserError
 
 log = logging.getLogger("ppolite")
@@ -273,12 +274,63 @@ def chat(run: Run_, *, seed: int = 0) -> None:
 
 
 @app.command
+def control(
+    env: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="ENV|RECIPE|RUN")],
+    *,
+    algorithm: str | None = None,
+    seed: int | None = None,
+    steps: int | None = None,
+    out: Path | None = None,
+    set: Set_ = (),  # noqa: A002
+) -> None:
+    """Learn a control task: policy, evaluation, GIF and report go to runs/ENV-ALGORITHM-SEED.
+
+    A finished run is evaluated anew, for instance with --set evaluation.episodes=1000.
+
+    Args:
+        env: A Gymnasium id (CartPole-v1), a recipe (YAML), the name of a shipped one (cartpole), or a run folder.
+        algorithm: a2c, is-pg, ppo-kl or ppo-clip; the recipe's own when left out.
+        seed: Every random stream derives from it.
+        steps: Environment steps.
+        out: Folder for the results.
+        set: Change a key of the recipe, for instance --set optim.lr=1e-3. May be repeated.
+    """
+    given = {"seed": seed, "steps": steps}
+    sets = (*set, *(f"{key}={value}" for key, value in given.items() if value is not None))
+    if Path(env).is_dir():
+        if algorithm or out or any(not s.startswith("evaluation.") for s in sets):
+            raise UserError(f"{env}: is a run folder; only --set evaluation.KEY=VALUE goes with it")
+        folder, config = Path(env), load_control_run(Path(env), sets)
+    else:
+        config = load_control(env, algorithm=algorithm, overrides=sets)
+        name = control_recipe(env)
+        folder = out or Path("runs") / f"{name.stem if name else env}-{config.algorithm}-{config.seed}"
+    if importlib.util.find_spec("gymnasium") is None:
+        raise UserError(
+            "`ppolite control` needs gymnasium, which is not installed; pip install 'ppolite[control]'"
+        )
+    from ppolite.control.run import look, run_control
+
+    result = look(config, folder) if Path(env).is_dir() else run_control(config, folder)
+    print(
+        f"{config.env}, {config.algorithm}, {result['steps']:,} steps, seed {config.seed}: return "
+        f"{result['return_mean']:.1f} ± {result['return_std']:.1f} over {result['episodes']} episodes"
+    )
+    print(f"report: {folder / 'report.html'}")
+
+
+@app.command
 def report(run: Run_) -> None:
     """Write RUN/report.html (one self-contained page) and PNGs: curves, reward against KL, samples, tokens.
 
     Args:
         run: A run folder.
     """
+    if is_control_run(run):
+        from ppolite.obs.control_report import write_control_report
+
+        print(write_control_report(run))
+        return
     _run_recipe(run)
     from ppolite.obs.report import write_report
 

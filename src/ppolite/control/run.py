@@ -1,0 +1,80 @@
+"""A control run on disk: train, save, evaluate, film, report.
+
+runs/NAME/
+  recipe.yaml      resolved, every key
+  metrics.jsonl    one object every `log_every` steps; tensorboard/ mirrors it
+  policy/          model.safetensors, policy.json
+  eval.json  agent.gif  control.png  report.html
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+from ppolite.config import save_recipe
+from ppolite.control.config import Control, is_control_run
+from ppolite.control.evaluate import evaluate, film
+from ppolite.control.policy import Policy
+from ppolite.control.train import train
+from ppolite.obs.control_report import write_control_report
+from ppolite.obs.sinks import METRICS, MetricsLog
+from ppolite.types import UserError
+
+log = logging.getLogger("ppolite")
+
+POLICY = "policy"
+
+
+def run_control(config: Control, run_dir: Path) -> dict[str, Any]:
+    """All of it, into a new folder, or one whose run was interrupted. Returns what eval.json says."""
+    _make_room(run_dir)
+    save_recipe(config, run_dir / "recipe.yaml")
+    policy = train(config, run_dir)
+    about = {
+        "env": config.env,
+        "algorithm": config.algorithm,
+        "seed": config.seed,
+        "steps": config.whole_steps,
+    }
+    policy.save(run_dir / POLICY, about)
+    return look(config, run_dir)
+
+
+def look(config: Control, run_dir: Path) -> dict[str, Any]:
+    """Evaluate and film the saved policy, and write the report."""
+    policy = Policy.load(run_dir / POLICY)
+    result = evaluate(policy, config)
+    with MetricsLog(run_dir) as metrics:
+        metrics.log("control", config.whole_steps, {f"eval/{k}": v for k, v in result.items()})
+    about = {
+        "env": config.env,
+        "algorithm": config.algorithm,
+        "seed": config.seed,
+        "steps": config.whole_steps,
+    }
+    whole = about | result
+    (run_dir / "eval.json").write_text(json.dumps(whole, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    (run_dir / "agent.gif").unlink(missing_ok=True)
+    if config.evaluation.gif_seconds:
+        film(policy, config, run_dir / "agent.gif")
+    log.info("report: %s", write_control_report(run_dir))
+    return whole
+
+
+def _make_room(run_dir: Path) -> None:
+    """What an interrupted control run left goes; anything else is refused."""
+    if (run_dir / POLICY).exists():
+        raise UserError(
+            f"{run_dir}: holds a finished run; look at it with `ppolite control {run_dir}`, choose another folder "
+            "with --out, or delete this one"
+        )
+    if run_dir.exists() and any(run_dir.iterdir()):
+        if not is_control_run(run_dir):
+            raise UserError(f"{run_dir}: is not empty, and no control run; choose another folder with --out")
+        (run_dir / METRICS).unlink(missing_ok=True)
+        shutil.rmtree(run_dir / "tensorboard", ignore_errors=True)
+    run_dir.mkdir(parents=True, exist_ok=True)
