@@ -4,7 +4,7 @@ BIN := .venv/bin
 READY := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench fmt clean
+.PHONY: help demo test oracles check bench fmt clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -14,6 +14,9 @@ demo: $(READY) ## SFT, reward model and PPO on the film critic, into runs/demo
 
 test: $(READY) ## the test suite (one file: make test ARGS=tests/ops)
 	@$(BIN)/python -m pytest -q $(ARGS)
+
+oracles: .venv-oracles/.installed ## ops against torchrl, stable-baselines3, rlax and TRL
+	@.venv-oracles/bin/python -m pytest -q -c tests/oracles/pytest.ini tests/oracles $(ARGS)
 
 check: $(READY) ## format, lint, types, layers, shipped recipes
 	@$(BIN)/ruff format --check .
@@ -30,7 +33,15 @@ fmt: $(READY) ## let ruff mend format and lint
 	@$(BIN)/ruff format .
 
 clean: ## remove the environment and caches; runs/ stays
-	rm -rf .venv .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf .venv .venv-oracles .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+
+# torch goes first and alone: the others would bring the registry's newest, with gigabytes of CUDA.
+.venv-oracles/.installed: tests/oracles/constraints.txt
+	@test -x .venv-oracles/bin/python || $(PYTHON) -m venv .venv-oracles
+	@echo "Installing torchrl, stable-baselines3, rlax and TRL into .venv-oracles (a few minutes the first time)"
+	@.venv-oracles/bin/python -m pip install -qq --disable-pip-version-check -c $< torch
+	@.venv-oracles/bin/python -m pip install -qq --disable-pip-version-check -r $<
+	@touch $@
 
 # The stamp is newer than the pins, or the environment is brought up to date.
 $(READY): constraints.txt pyproject.toml

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ppolite.config import apply_override
 from ppolite.control import envs as envs_module
+from ppolite.control import run as run_module
 from ppolite.control.config import Control, parse_control
 from ppolite.control.run import run_control
 
@@ -171,6 +172,9 @@ def run(config: Control, folder: Path) -> Outcome:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(envs_module.gym, "make_vec", watched)
+        patch.setattr(
+            run_module, "write_control_report", lambda run: run
+        )  # no setting is about it, and it is slow
         result = run_control(config, folder)
     rows: dict[int, dict[str, Any]] = {}
     for line in (folder / "metrics.jsonl").read_text().splitlines():
