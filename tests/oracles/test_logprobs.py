@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import rlax
 import torch
+import via_rlax
 from hypothesis import given
 from hypothesis import strategies as st
 from oracle import against, agree, generator, gradient, seeds
@@ -34,3 +36,23 @@ def test_by_trl(dtype, n, vocabulary, seed, chunk):
         out.extend(gradient((logprobs + 2 * entropy).sum(), hidden, weight))
     for a, b in zip(ours, theirs, strict=True):
         agree(a, b, dtype, scale=10)
+
+
+@against("rlax", token_logprobs)
+@given(
+    n=st.sampled_from([1, 6]), vocabulary=st.sampled_from([2, 9]), seed=seeds, temperature=st.floats(0.25, 4)
+)
+def test_by_rlax(dtype, n, vocabulary, seed, temperature):
+    hidden, weight, targets = head(n, vocabulary, seed, dtype)
+    logprobs, entropy = token_logprobs(hidden, weight, targets, chunk=4, temperature=temperature)
+    logits, scale = hidden @ weight.T, 10 / temperature
+    agree(logprobs, via_rlax.call(_logprob, logits, targets, temperature), dtype, scale=scale)
+    agree(entropy, via_rlax.call(_entropy, logits, temperature), dtype, scale=scale)
+
+
+def _logprob(logits, targets, temperature):
+    return rlax.softmax(temperature).logprob(targets, logits)
+
+
+def _entropy(logits, temperature):
+    return rlax.softmax(temperature).entropy(logits)

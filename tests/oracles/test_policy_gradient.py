@@ -19,7 +19,8 @@ from torchrl.objectives import A2CLoss, PPOLoss
 
 from ppolite.ops.policy_gradient import importance_weighted_loss, policy_gradient_loss
 
-tokens = {"n": st.integers(1, 9), "choices": st.integers(2, 5), "seed": seeds}
+# rlax is compiled for each shape, of which the mask makes more.
+tokens = {"n": st.sampled_from([1, 4, 9]), "choices": st.sampled_from([2, 5]), "seed": seeds}
 
 
 @against("torchrl", policy_gradient_loss)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import jax.numpy as jnp
+import numpy as np
 import rlax
+import scipy.stats
 import torch
 import via_rlax
 import via_trl
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from oracle import against, agree, generator, gradient, seeds
 from tensorflow_probability.substrates import jax as tfp
@@ -39,8 +41,18 @@ def test_accuracy_by_trl(dtype, seed):
     agree(pair_accuracy(scores, torch.tensor([1.0, 0.0], dtype=dtype), 0), log["accuracy"], dtype)
 
 
+@against("scipy", pair_accuracy, note="Somers' D is 2·accuracy − 1")
+@given(items=st.lists(st.tuples(st.integers(-3, 3), st.integers(-3, 3)), min_size=2, max_size=9))
+def test_accuracy_by_scipy(dtype, items):
+    scores, targets = torch.tensor(items, dtype=dtype).unbind(1)
+    assume(len(set(targets.tolist())) > 1 and len(set(scores.tolist())) > 1)
+    with np.errstate(all="ignore"):  # of the p-value
+        theirs = scipy.stats.somersd(targets.numpy(), scores.numpy()).statistic
+    agree(2 * pair_accuracy(scores, targets, 0) - 1, theirs, dtype)
+
+
 @against("tensorflow-probability", plackett_luce_loss, bradley_terry_loss)
-@given(n=st.integers(1, 4), ranks=st.integers(2, 6), seed=seeds)
+@given(n=st.sampled_from([1, 3]), ranks=st.sampled_from([2, 3, 6]), seed=seeds)
 def test_plackett_luce_by_tfp(dtype, n, ranks, seed):
     scores = torch.randn(n, ranks, generator=generator(seed), dtype=dtype)
     theirs = via_rlax.call(_plackett_luce, scores)

@@ -167,7 +167,8 @@ def value_loss(
     worst = square
     if clip is not None:
         old_values = masked_zero(old_values_BR, mask_BR)
-        clipped = old_values + (values - old_values).clamp(-clip, clip)
+        # Not V_old + (V − V_old): its rounding made values that no bound touches count as clipped.
+        clipped = values.clamp(old_values - clip, old_values + clip)
         worst = torch.maximum(square, (clipped - returns).square())
     with torch.no_grad():
         clipped_share = masked_mean((worst > square).to(values.dtype), mask_BR, denom=denom)
