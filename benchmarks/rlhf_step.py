@@ -11,55 +11,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import resource
 import statistics
-import subprocess
-import sys
 import time
 from pathlib import Path
-from typing import Any
 
-import torch
-import transformers
-
+from benchmarks.record import ROOT, commit, machine, today
 from ppolite import PPO, SFT, RewardModel, load_recipe
 
-ROOT = Path(__file__).parent.parent
 SHORT = ["sft.data.limit=320", "reward.data.limit=320", "ppo.min_rm_accuracy=0"]
-
-
-def commit() -> str:
-    """The checked-out commit. A figure that belongs to no commit is worth nothing, so a dirty tree is refused."""
-    git = ["git", "-C", str(ROOT)]
-    changes = subprocess.run(
-        [*git, "status", "--porcelain"], check=True, capture_output=True, text=True
-    ).stdout
-    if [line for line in changes.splitlines() if "benchmarks/results/" not in line]:
-        sys.exit(
-            "rlhf_step: the working tree has changes; commit them, or try things with --dirty (nothing is recorded)"
-        )
-    return subprocess.run(
-        [*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True
-    ).stdout.strip()
-
-
-def machine() -> dict[str, Any]:
-    info = Path("/proc/cpuinfo")
-    names = (
-        [x.split(":")[1].strip() for x in info.read_text().splitlines() if "model name" in x]
-        if info.exists()
-        else []
-    )
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    return {
-        "cpu": names[0] if names else platform.processor(),
-        "threads": torch.get_num_threads(),
-        "gpu": gpu,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-    }
 
 
 def prepared(run: Path, overrides: list[str]) -> PPO:
@@ -114,7 +74,7 @@ def main() -> None:
         "steps": rows,
         "overrides": args.set,
         "commit": sha,
-        "date": time.strftime("%Y-%m-%d", time.gmtime()),
+        "date": today(),
         **machine(),
     }
     print(f"rlhf_step: median {result['median_s']:.1f} s ({result['min_s']:.1f} to {result['max_s']:.1f})")
