@@ -167,6 +167,8 @@ def ppo(recipe: Recipe_, *, out: Path | None = None, adapter: bool = False, set:
         raise UserError(
             f"--adapter: train.kind is {place.recipe.train.kind}; only lora has an adapter to save"
         )
+    if place.recipe.evaluation.judge == "vader":
+        _judge_is_there()
     from ppolite.stages.ppo import PPO
     from ppolite.stages.run import check_unchanged
 

@@ -16,7 +16,9 @@ from tests.world import World
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
+from ppolite.data.film import judge_text
 from ppolite.rollout.experience import make_experience
+from ppolite.stages.loop import derive_seed
 from ppolite.stages.ppo import PPO
 from ppolite.stages.run import run_stage
 from ppolite.types import Prompt, Rollout, UserError
@@ -154,7 +156,26 @@ def test_without_learning_nothing_moves(kind: str, world: World, trained: Path) 
     assert metrics["policy/loss"] == pytest.approx(0, abs=0.15)
     for old, new in zip(before, (weights(ppo.roles.policy), weights(ppo.roles.critic)), strict=True):
         assert torch.equal(old, new)
-    assert ppo.evaluate()["heldout/kl_ref_seq"] == pytest.approx(0, abs=1e-4)
+    looked = ppo.evaluate()
+    assert looked["heldout/kl_ref_seq"] == pytest.approx(0, abs=1e-4)
+    assert "heldout/judge" not in looked
+
+
+def test_the_judge_looks_on_and_has_no_say(world: World, trained: Path) -> None:
+    vader = pytest.importorskip("vaderSentiment.vaderSentiment", reason="the [demo] extra is not installed")
+    ppo, judged = (PPO(world.recipe(evaluation__judge=judge), trained) for judge in ("none", "vader"))
+    looked = judged.evaluate()
+    opinion = looked.pop("heldout/judge")
+    assert looked == ppo.evaluate()
+    assert judged.best is not None
+    assert judged.best[1] == looked["heldout/score"]
+    seed = derive_seed(judged.recipe.seed, "heldout")
+    texts = [
+        judge_text(r.prompt, r.text)
+        for r in judged.generator.generate(judged.held_out, judged.config.sampling, seed=seed)
+    ]
+    rate = vader.SentimentIntensityAnalyzer().polarity_scores
+    assert opinion == pytest.approx(sum(rate(text)["compound"] for text in texts) / len(texts))
 
 
 def test_reference_and_reward_model_stay(world: World, trained: Path) -> None:

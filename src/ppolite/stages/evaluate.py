@@ -21,7 +21,7 @@ from ppolite.data.judge import vader_judge
 from ppolite.models.load import load_causal, load_reward
 from ppolite.models.roles import Norm, Roles, check_vocabulary, same_bottom
 from ppolite.models.trunk import Body, Trunk
-from ppolite.rollout.evaluate import before_and_after, distance, mean
+from ppolite.rollout.evaluate import Judge, before_and_after, distance, mean
 from ppolite.rollout.local import LocalGenerator
 from ppolite.rollout.score import TrunkScorer
 from ppolite.stages.loop import Opened, derive_seed, load_prompts, log, open_model, tests_of, write_json
@@ -62,6 +62,11 @@ def judge_rollouts(rollouts: Sequence[Rollout]) -> list[float]:
     return vader_judge([judge_text(r.prompt, r.text) for r in rollouts])
 
 
+def judge_of(recipe: Recipe) -> Judge | None:
+    """The independent judge that the recipe names, if it names one."""
+    return judge_rollouts if recipe.evaluation.judge == "vader" else None
+
+
 def evaluate_run(recipe: Recipe, run_dir: str | Path) -> dict[str, Any]:
     """Sample both models on the same prompts, score, judge; write `RUN/eval.json` and return its content."""
     run_dir = Path(run_dir)
@@ -80,7 +85,7 @@ def evaluate_run(recipe: Recipe, run_dir: str | Path) -> dict[str, Any]:
         before,
         after,
         scorer.score if roles.reward else None,
-        judge_rollouts if recipe.evaluation.judge == "vader" else None,
+        judge_of(recipe),
         seed=seed,
         samples=recipe.evaluation.samples,
     )

@@ -43,6 +43,7 @@ from ppolite.rollout.experience import make_experience, over_batches
 from ppolite.rollout.local import LocalGenerator
 from ppolite.rollout.record import write_rollouts
 from ppolite.rollout.score import TrunkScorer
+from ppolite.stages.evaluate import judge_of
 from ppolite.stages.loop import (
     Learner,
     after_sft,
@@ -212,7 +213,10 @@ class PPO:
         return over_batches(seqs, self.config.optim.micro_batch_tokens, self._logprobs)
 
     def evaluate(self) -> dict[str, float]:
-        """Score, KL to the reference and length on held-out prompts; keeps the best policy in `max_kl`."""
+        """Score, KL to the reference, length and the judge's opinion on held-out prompts.
+
+        Keeps the policy whose score is best within `max_kl`. The judge has no say in that.
+        """
         prompts, sampling = self.held_out, self.config.sampling
         if not prompts:
             raise UserError(
@@ -224,6 +228,8 @@ class PPO:
             "heldout/kl_ref_seq": mean(distance(self.roles, rollouts, self.config)),
             "heldout/length": length(rollouts),
         }
+        if judge := judge_of(self.recipe):
+            result["heldout/judge"] = mean(judge(rollouts))
         within = result["heldout/kl_ref_seq"] <= self.config.max_kl
         if within and (self.best is None or result["heldout/score"] > self.best[1]):
             kept = [p.detach().to("cpu", copy=True) for p in self.roles.policy.trained()]

@@ -1,0 +1,74 @@
+"""Film critics that differ in PPO alone: SFT and reward model are trained once a seed, and shared.
+
+    runs/results/film-SEED/            sft/, reward/ of recipes/film.yaml
+    runs/results/NAME/CELL-SEED/       a run folder with the same sft/ and reward/, its own policy/, and cell.json
+
+A cell that has its cell.json is finished and is not run again; it holds the commit that it was run at.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from benchmarks.record import commit
+
+from experiments.result import CELLS, load
+from ppolite.config import load_recipe
+from ppolite.obs.report import write_report
+from ppolite.obs.sinks import read_metrics
+from ppolite.stages.evaluate import evaluate_run
+from ppolite.stages.run import finished_stages, run_stage
+
+RECIPE = "film"
+
+
+def base(seed: int) -> Path:
+    """The folder with SFT and reward model; what is missing is trained."""
+    folder = CELLS / f"film-{seed}"
+    recipe = load_recipe(RECIPE, [f"seed={seed}"])
+    for stage in ("sft", "reward"):
+        if stage not in finished_stages(folder):
+            run_stage(stage, recipe, folder)
+    return folder
+
+
+def cell(experiment: str, name: str, overrides: list[str], *, seed: int, dirty: bool) -> dict[str, Any]:
+    """PPO with the film recipe's settings but `overrides`: settings, the log of its steps, the evaluation."""
+    folder = CELLS / experiment / f"{name}-{seed}"
+    if (folder / "cell.json").exists():
+        return load(folder / "cell.json")
+    print(f"{experiment}: {name}, seed {seed}", flush=True)
+    sha = None if dirty else commit()
+    recipe = load_recipe(RECIPE, [f"seed={seed}", *overrides])
+    if not (folder / "policy").exists():
+        shutil.rmtree(folder, ignore_errors=True)
+        for part in ("sft", "reward"):
+            shutil.copytree(base(seed) / part, folder / part)
+        result = run_stage("ppo", recipe, folder)
+        (folder / "result.json").write_text(json.dumps(result), encoding="utf-8")
+    made = {
+        "name": name,
+        "seed": seed,
+        "overrides": overrides,
+        "commit": sha,
+        "result": load(folder / "result.json"),
+        "steps": [row for row in read_metrics(folder) if row["stage"] == "ppo"],
+        "eval": evaluate_run(recipe, folder),
+    }
+    write_report(folder)
+    (folder / "cell.json").write_text(json.dumps(made, ensure_ascii=False), encoding="utf-8")
+    return made
+
+
+def column(made: dict[str, Any], *keys: str) -> list[tuple[float, ...]]:
+    """The given metrics of a cell's steps that have all of them, in order."""
+    return [tuple(row[k] for k in keys) for row in made["steps"] if all(k in row for k in keys)]
+
+
+def short(made: dict[str, Any], samples: int = 6) -> dict[str, Any]:
+    """What of a cell goes into the JSON: every figure, a few texts."""
+    told = made["eval"]
+    return made | {"eval": told | {"samples": told["samples"][:samples]}}
