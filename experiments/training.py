@@ -19,22 +19,24 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from functools import cache
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from benchmarks.record import ROOT, commit, versions
-from ppolite.control.config import Control
+from matplotlib.axes import Axes
+
+from experiments.result import CELLS, arguments, load
+from ppolite.control.config import Control, parse_control
 from ppolite.control.train import train
 from ppolite.obs import sinks
 from ppolite.types import UserError
 
-from experiments.result import CELLS, arguments, load
-
-SOURCES = ("src/ppolite/control/*.py", "src/ppolite/ops/*.py", "experiments/training.py")
+SOURCES = ("src/ppolite/control/*.py", "src/ppolite/ops/*.py")
 """What decides a cell's numbers, beside its config."""
-PACKAGES = ("torch", "numpy", "gymnasium")
+PACKAGES = ("torch", "numpy", "gymnasium", "mujoco")
 KEPT = (
     "step", "episodes", "return/mean", "kl/old_step", "weights/ess", "policy/entropy", "policy/ratio_max",
     "policy/weight_max", "policy/clip_fraction", "penalty/beta", "value/explained_variance",
@@ -43,6 +45,7 @@ KEPT = (
 
 Cell = dict[str, Any]
 Row = dict[str, Any]
+Curve = dict[str, Any]
 
 
 def parser(story: str) -> argparse.ArgumentParser:
@@ -66,16 +69,16 @@ def runs(name: str, wanted: Mapping[str, Control], options: argparse.Namespace) 
         )
     missing = [key for key in wanted if key not in kept]
     made_at = None if options.dirty else commit()
-    started, done = time.monotonic(), 0
+    started = time.monotonic()
     print(f"{name}: {len(kept)} of {len(wanted)} runs are there", flush=True)
-    for key, cell in _train_all({key: wanted[key] for key in missing}, options.jobs):
+    trained = _train_all({key: wanted[key] for key in missing}, options.jobs)
+    for done, (key, cell) in enumerate(trained, start=1):
         path = folder / f"{key}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         draft = path.with_suffix(".part")
         draft.write_text(json.dumps({"commit": made_at, **cell}, allow_nan=False) + "\n", encoding="utf-8")
         draft.rename(path)
         kept[key] = load(path)
-        done += 1
         left = (time.monotonic() - started) / done * (len(missing) - done)
         print(
             f"{len(kept)}/{len(wanted)}  {key}  {cell['seconds']:.0f} s, last return {_last(cell['rows'])}; "
@@ -138,6 +141,30 @@ def curve(rows: Sequence[Row], every: int) -> tuple[list[int], list[float | None
     return ends, returns
 
 
+def curves(runs: Sequence[Sequence[Row]], every: int) -> Curve:
+    """The runs' curves in one: mean and standard error over the runs, where all have one."""
+    found = [curve(rows, every) for rows in runs]
+    steps = min((ends for ends, _ in found), key=len)
+    columns = zip(*(returns[: len(steps)] for _, returns in found), strict=True)
+    points = [
+        (step, *mean_and_error([value for value in column if value is not None]))
+        for step, column in zip(steps, columns, strict=True)
+        if None not in column
+    ]
+    return {
+        "steps": [step for step, _, _ in points],
+        "mean": [round(mean, 3) for _, mean, _ in points],
+        "error": [round(error, 3) for _, _, error in points],
+    }
+
+
+def plot_curve(axes: Axes, found: Curve, colour: str, label: str, style: str = "-") -> None:
+    """Mean and a band of one standard error, steps in thousands."""
+    x, mean, error = np.array(found["steps"]) / 1000, np.array(found["mean"]), np.array(found["error"])
+    axes.plot(x, mean, style, color=colour, label=label, linewidth=1.6)
+    axes.fill_between(x, mean - error, mean + error, color=colour, alpha=0.15, linewidth=0)
+
+
 def last_episodes(rows: Sequence[Row], count: int) -> float:
     """Mean return of a run's last `count` episodes. A row knows its mean only, so that the oldest row counts in part.
 
@@ -160,6 +187,7 @@ def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
     return float(array.mean()), error
 
 
+@cache
 def code() -> str:
     """Digest of the sources that decide a cell's numbers; comments, docstrings and layout are no part of it."""
     digest = hashlib.sha256()
@@ -199,10 +227,12 @@ def _train_all(configs: Mapping[str, Control], jobs: int) -> Iterator[tuple[str,
 
 
 def _read(folder: Path, key: str, config: Control) -> Cell | None:
-    """The kept cell, unless it is missing or was made with other settings."""
+    """The kept cell, unless it is missing or was made with other settings. A setting newer than it had its default."""
     path = folder / f"{key}.json"
-    cell = load(path) if path.exists() else None
-    return cell if cell and cell["config"] == config.model_dump(mode="json") else None
+    if not path.exists():
+        return None
+    cell = load(path)
+    return cell if parse_control(cell["config"], where=str(path)) == config else None
 
 
 def _short(number: float | None) -> float | None:

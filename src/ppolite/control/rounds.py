@@ -70,8 +70,8 @@ class Batch(NamedTuple):
             return
         for _ in range(epochs):
             order = torch.randperm(len(self.obs_MD), generator=generator)
-            for rows in order.tensor_split(count):
-                part = Batch(*(column[rows] for column in self))
+            columns = [column[order].tensor_split(count) for column in self]
+            for part in map(Batch._make, zip(*columns, strict=True)):
                 yield part.normalised() if normalise else part
 
     def normalised(self) -> Batch:

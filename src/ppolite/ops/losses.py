@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from ppolite.ops.kl import kl_estimate
-from ppolite.ops.masked import masked_mean, masked_var, masked_zero
+from ppolite.ops.masked import masked_var, masked_zero, places
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -77,17 +77,19 @@ def clip_loss(
     """
     high = clip if clip_high is None else clip_high
     _require_above(0, clip=clip, clip_high=high)
+    denom = places(mask_BR, denom)
     ratio, weighted, diagnostics = _surrogate(
         logprobs_BR, old_logprobs_BR, advantages_BR, mask_BR, behaviour_weights_BR, denom
     )
-    objective = torch.minimum(ratio * weighted, ratio.clamp(1 - clip, 1 + high) * weighted)
-    binds = ((weighted > 0) & (ratio > 1 + high)) | ((weighted < 0) & (ratio < 1 - clip))
+    free, bounded = ratio * weighted, ratio.detach().clamp(1 - clip, 1 + high) * weighted
+    binds = bounded < free
+    objective = torch.where(binds, bounded, free)  # the minimum; its own backward takes a dozen kernels
     if dual_clip is not None:
         _require_above(1, dual_clip=dual_clip)
         objective = torch.where(weighted < 0, torch.maximum(objective, dual_clip * weighted), objective)
         binds = binds | ((weighted < 0) & (ratio > dual_clip))
-    diagnostics["clip_fraction"] = masked_mean(binds.to(ratio.dtype), mask_BR, denom=denom)
-    return -masked_mean(objective, mask_BR, denom=denom), diagnostics
+    diagnostics["clip_fraction"] = binds.sum(dtype=ratio.dtype) / denom
+    return -objective.sum() / denom, diagnostics
 
 
 def kl_penalty_loss(
@@ -118,6 +120,7 @@ def kl_penalty_loss(
     """
     if beta < 0:
         raise ValueError(f"beta is {beta}; expected a number ≥ 0")
+    denom = places(mask_BR, denom)
     ratio, weighted, diagnostics = _surrogate(
         logprobs_BR, old_logprobs_BR, advantages_BR, mask_BR, behaviour_weights_BR, denom
     )
@@ -127,7 +130,7 @@ def kl_penalty_loss(
             kl = masked_zero(behaviour_weights_BR, mask_BR) * kl
     else:
         kl = masked_zero(kl_BR, mask_BR)
-    return masked_mean(beta * kl - ratio * weighted, mask_BR, denom=denom), diagnostics
+    return (beta * kl - ratio * weighted).sum() / denom, diagnostics
 
 
 def value_loss(
@@ -161,18 +164,16 @@ def value_loss(
     """
     if clip is not None and clip <= 0:
         raise ValueError(f"clip is {clip}; expected a number > 0, or None")
+    denom = places(mask_BR, denom)
     values, returns = masked_zero(values_BR, mask_BR), masked_zero(returns_BR, mask_BR)
-    error = values - returns
-    square = error.square()
-    worst = square
-    if clip is not None:
-        old_values = masked_zero(old_values_BR, mask_BR)
-        # Not V_old + (V − V_old): its rounding made values that no bound touches count as clipped.
-        clipped = values.clamp(old_values - clip, old_values + clip)
-        worst = torch.maximum(square, (clipped - returns).square())
-    with torch.no_grad():
-        clipped_share = masked_mean((worst > square).to(values.dtype), mask_BR, denom=denom)
-    return masked_mean(worst, mask_BR, denom=denom) / 2, {"clip_fraction": clipped_share}
+    square = (values - returns).square()
+    if clip is None:
+        return square.sum() / (2 * denom), {"clip_fraction": square.new_zeros(())}
+    old_values = masked_zero(old_values_BR, mask_BR)
+    # Not V_old + (V − V_old): its rounding made values that no bound touches count as clipped.
+    clipped = values.clamp(old_values - clip, old_values + clip)
+    worst = torch.maximum(square, (clipped - returns).square())
+    return worst.sum() / (2 * denom), {"clip_fraction": (worst > square).sum(dtype=square.dtype) / denom}
 
 
 def explained_variance(values_BR: Tensor, returns_BR: Tensor, mask_BR: Tensor) -> Tensor:
@@ -192,7 +193,7 @@ def _surrogate(
     advantages_BR: Tensor,
     mask_BR: Tensor,
     weights_BR: Tensor | None,
-    denom: float | Tensor | None,
+    denom: float | Tensor,
 ) -> tuple[Tensor, Tensor, Diagnostics]:
     """ρ (1 at masked places), w A (0 there) and the diagnostics that both of PPO's losses share.
 
@@ -206,10 +207,11 @@ def _surrogate(
         if weights_BR is not None:
             weights = masked_zero(weights_BR, mask_BR)
             weighted, kl = weights * weighted, weights * kl
+        counted = masked_zero(ratio, mask_BR)
         diagnostics = {
-            "approx_kl": masked_mean(kl, mask_BR, denom=denom),
-            "ratio_mean": masked_mean(ratio, mask_BR, denom=denom),
-            "ratio_max": masked_zero(ratio, mask_BR).max(),
+            "approx_kl": kl.sum() / denom,
+            "ratio_mean": counted.sum() / denom,
+            "ratio_max": counted.max(),
         }
     return ratio, weighted, diagnostics
 

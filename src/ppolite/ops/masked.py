@@ -1,6 +1,7 @@
 """Statistics over the places of a tensor that count.
 
-    masked_zero ─► masked_sum ─► masked_mean ─► masked_var ─► whiten
+    masked_zero ─► masked_sum ─► masked_mean ─► masked_var, whiten
+    places         what a mean divides by, for sums over what is zero already
 
 A mask is a bool tensor of the same shape as its values; True counts. What stands at the other places is never
 read: it may be NaN or infinite, and takes part neither in the result nor in the gradient (hence `torch.where`
@@ -31,7 +32,7 @@ def masked_zero(x: Tensor, mask: Tensor) -> Tensor:
     require_bool(mask=mask)
     if mask.shape != x.shape:
         raise ValueError(f"mask has shape {tuple(mask.shape)}, values {tuple(x.shape)}; they must be equal")
-    return torch.where(mask, x, torch.zeros((), dtype=x.dtype, device=x.device))
+    return torch.where(mask, x, False)  # False is 0 in every dtype, and promotes none
 
 
 def masked_sum(x: Tensor, mask: Tensor) -> Tensor:
@@ -50,15 +51,25 @@ def masked_mean(x: Tensor, mask: Tensor, *, denom: float | Tensor | None = None)
         ValueError: no place counts and no `denom` was given, so that there is no mean; or `denom` is a number
             that is not positive.
     """
-    total = masked_sum(x, mask)
+    return masked_sum(x, mask) / places(mask, denom)
+
+
+def places(mask: Tensor, denom: float | Tensor | None = None) -> float | Tensor:
+    """`denom`, or the number of True places where it is None: what a mean over the mask divides by.
+
+    For sums over tensors that hold 0 at the masked places already, since they were made of such.
+
+    Raises:
+        ValueError: as `masked_mean`.
+    """
     if denom is None:
         count = int(mask.sum())
         if count == 0:
             raise ValueError("the mask is empty: a mean over no values; pass denom to count a whole batch")
-        return total / count
+        return count
     if not torch.is_tensor(denom) and denom <= 0:
         raise ValueError(f"denom is {denom}; expected the positive number of places in the whole batch")
-    return total / denom
+    return denom
 
 
 def masked_var(x: Tensor, mask: Tensor) -> Tensor:
@@ -67,8 +78,7 @@ def masked_var(x: Tensor, mask: Tensor) -> Tensor:
     Raises:
         ValueError: the mask is empty.
     """
-    x = masked_zero(x, mask)
-    return masked_mean((x - masked_mean(x, mask)).square(), mask)
+    return _moments(x, mask)[2]
 
 
 def whiten(x: Tensor, mask: Tensor, *, shift_mean: bool, eps: float = 1e-8) -> Tensor:
@@ -80,10 +90,17 @@ def whiten(x: Tensor, mask: Tensor, *, shift_mean: bool, eps: float = 1e-8) -> T
     Raises:
         ValueError: the mask is empty.
     """
-    x = masked_zero(x, mask)
-    mean = masked_mean(x, mask)
-    scaled = (x - mean) * torch.rsqrt(masked_var(x, mask) + eps)
-    return masked_zero(scaled if shift_mean else scaled + mean, mask)
+    mean, centred, var = _moments(x, mask)
+    scaled = centred * torch.rsqrt(var + eps)
+    return scaled if shift_mean else masked_zero(scaled + mean, mask)
+
+
+def _moments(x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean, x − mean (0 at masked places), variance."""
+    x, count = masked_zero(x, mask), places(mask)
+    mean = x.sum() / count
+    centred = masked_zero(x - mean, mask)
+    return mean, centred, centred.square().sum() / count
 
 
 def require_bool(**tensors: Tensor) -> None:

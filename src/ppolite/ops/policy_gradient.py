@@ -18,7 +18,7 @@ import torch
 from ppolite.ops.importance import WeightKind, effective_sample_size, log_weights, truncated_weights
 from ppolite.ops.kl import kl_estimate
 from ppolite.ops.losses import Diagnostics
-from ppolite.ops.masked import masked_mean, masked_zero
+from ppolite.ops.masked import masked_zero, places
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -47,8 +47,8 @@ def policy_gradient_loss(
         ValueError: shapes that differ, an empty mask without `denom`.
     """
     logprobs, advantages = masked_zero(logprobs_BR, mask_BR), masked_zero(advantages_BR, mask_BR)
-    loss = -masked_mean(advantages * logprobs, mask_BR, denom=denom)
-    return loss, {"logprob_mean": masked_mean(logprobs.detach(), mask_BR, denom=denom)}
+    denom = places(mask_BR, denom)
+    return -(advantages * logprobs).sum() / denom, {"logprob_mean": logprobs.detach().sum() / denom}
 
 
 def importance_weighted_loss(
@@ -93,14 +93,15 @@ def importance_weighted_loss(
     with torch.no_grad():
         log_w = log_weights(logprobs, behaviour, mask_BR, kind=kind, ended_BT=ended_BR)
         plain, weights = truncated_weights(log_w, None), truncated_weights(log_w, truncate)
-    loss = -masked_mean(weights * masked_zero(advantages_BR, mask_BR) * logprobs, mask_BR, denom=denom)
+        count = places(mask_BR, denom)
+    loss = -(weights * masked_zero(advantages_BR, mask_BR) * logprobs).sum() / count
     with torch.no_grad():
-        count = mask_BR.sum() if denom is None else denom
+        counted = masked_zero(plain, mask_BR)
         diagnostics = {
-            "weight_mean": masked_mean(plain, mask_BR, denom=denom),
-            "weight_max": masked_zero(plain, mask_BR).max(),
+            "weight_mean": counted.sum() / count,
+            "weight_max": counted.max(),
             "ess": effective_sample_size(log_w[mask_BR]) / count,
-            "clip_fraction": masked_mean((weights < plain).to(plain.dtype), mask_BR, denom=denom),
-            "approx_kl": masked_mean(kl_estimate(behaviour, logprobs, "k3"), mask_BR, denom=denom),
+            "clip_fraction": masked_zero(weights < plain, mask_BR).sum(dtype=plain.dtype) / count,
+            "approx_kl": kl_estimate(behaviour, logprobs, "k3").sum() / count,
         }
     return loss, diagnostics
