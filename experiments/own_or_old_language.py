@@ -69,7 +69,8 @@ def draw(cells: dict[str, dict[str, Any]]) -> Figure:
         left.set_title("old answers teach, and then are worn out", loc="left")
         left.set_xlabel("answers drawn")
         left.set_ylabel("held-out score (reward model)")
-        left.legend(fontsize=8)
+        left.legend(fontsize=8, loc="upper left")
+        left.set_ylim(top=3.4)
         if "old" in cells:
             points = column(cells["old"], "kl/behaviour_token", "ess/share")
             right.plot(*zip(*points, strict=True), color=COLOURS["old"], marker="o", ms=3.5, lw=1.2)
@@ -78,7 +79,7 @@ def draw(cells: dict[str, dict[str, Any]]) -> Figure:
                 "floor of the recipe", (right.get_xlim()[1], 0.5), ha="right", va="bottom", fontsize=8
             )
         right.set_ylim(0, 1.03)
-        right.set_title("what the SFT model's answers are worth to the policy", loc="left")
+        right.set_title("what the SFT model's answers are worth", loc="left")
         right.set_xlabel("KL(μ‖π), nats a token")
         right.set_ylabel("effective sample size, share of a round")
     return figure
