@@ -75,9 +75,7 @@ def draw(cells: dict[str, dict[str, Any]]) -> Figure:
             points = column(cells["old"], "kl/behaviour_token", "ess/share")
             right.plot(*zip(*points, strict=True), color=COLOURS["old"], marker="o", ms=3.5, lw=1.2)
             right.axhline(0.5, color="#b0b0b0", lw=1, ls="--")
-            right.annotate(
-                "floor of the recipe", (right.get_xlim()[1], 0.5), ha="right", va="bottom", fontsize=8
-            )
+            right.annotate("floor: here the run stops", (right.get_xlim()[1], 0.51), ha="right", fontsize=8)
         right.set_ylim(0, 1.03)
         right.set_title("what the SFT model's answers are worth", loc="left")
         right.set_xlabel("KL(μ‖π), nats a token")
