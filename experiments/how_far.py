@@ -266,7 +266,7 @@ def _parts(axes: Axes, found: dict[str, Any], title: str) -> None:
     axes.text(
         0, 1.02, f"V off by {found['critic_rmse']:.2f} (prize 1)", transform=axes.transAxes, color=QUIET
     )
-    axes.legend(loc="upper left")
+    axes.legend(loc="center left")
 
 
 def _learning_critic(axes: Axes, critics: dict[str, Any]) -> None:
@@ -276,7 +276,7 @@ def _learning_critic(axes: Axes, critics: dict[str, Any]) -> None:
         _squared_error(axes, found["by_lambda"], colour, label)
     axes.set_title("The more a critic has learned, the nearer\n", loc="left", fontweight="bold")
     axes.text(0, 1.02, "squared error with critics that TD(0) taught", transform=axes.transAxes, color=QUIET)
-    axes.legend(loc="upper right")
+    axes.legend(loc="center left")
 
 
 def _squared_error(axes: Axes, rows: list[dict[str, float]], colour: str, label: str) -> None:
@@ -293,7 +293,7 @@ def _curves(axes: Axes, part2: dict[str, Any], seeds: int) -> None:
     for colour, (lam, found) in zip(SHADES, part2.items(), strict=True):
         training.plot_curve(axes, found, colour, f"λ = {lam}")
     axes.set(xlabel="environment steps, thousands", ylabel="return of training episodes", ylim=(0, 510))
-    axes.set_title("CartPole: TITLE\n", loc="left", fontweight="bold")
+    axes.set_title("CartPole: one step ahead is not enough\n", loc="left", fontweight="bold")
     told = f"ppo-clip, mean ± standard error of {seeds} seeds"
     axes.text(0, 1.02, told, transform=axes.transAxes, color=QUIET)
     axes.legend(loc="lower right")
