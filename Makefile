@@ -4,10 +4,10 @@ BIN := .venv/bin
 READY := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test oracles check bench fmt clean
+.PHONY: help demo test oracles check bench bench-control bench-returns fmt clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(READY) ## SFT, reward model and PPO on the film critic, into runs/demo
 	@$(BIN)/ppolite demo
@@ -27,6 +27,12 @@ check: $(READY) ## format, lint, types, layers, shipped recipes
 
 bench: $(READY) ## time one RLHF step; appends to benchmarks/results
 	@$(BIN)/python -m benchmarks.rlhf_step $(ARGS)
+
+bench-control: $(READY) .venv-oracles/.installed ## steps per second on CartPole, beside stable-baselines3
+	@$(BIN)/python -m benchmarks.control $(ARGS)
+
+bench-returns: $(READY) .venv-oracles/.installed ## returns on a control task (ARGS='Hopper-v5 --peer'), of both
+	@$(BIN)/python -m benchmarks.control_returns $(ARGS)
 
 fmt: $(READY) ## let ruff mend format and lint
 	@$(BIN)/ruff check --fix .

@@ -38,9 +38,7 @@ PEERS = {"ppo-clip": "ppo", "a2c": "a2c"}
 
 
 def own_run(config: Control, folder: Path, sha: str | None) -> dict[str, Any]:
-    """One seed, trained and looked at, or what is kept of it."""
-    if (folder / MADE).exists():
-        return _kept(config, folder)
+    """One seed, trained and looked at."""
     started = time.perf_counter()
     result = run_control(config, folder)
     return _keep(folder, result, started, {"commit": sha, **versions("gymnasium", "mujoco")})
@@ -48,8 +46,6 @@ def own_run(config: Control, folder: Path, sha: str | None) -> dict[str, Any]:
 
 def peer_run(env: str, algorithm: str, seed: int, folder: Path) -> dict[str, Any]:
     """The same of stable-baselines3, whose run belongs to no commit here but to its settings and versions."""
-    if (folder / MADE).exists():
-        return json.loads((folder / MADE).read_text())
     folder.mkdir(parents=True, exist_ok=True)
     started = time.perf_counter()
     result = peer(env, "--algorithm", algorithm, "--seed", str(seed))
@@ -69,8 +65,8 @@ def _keep(folder: Path, result: dict[str, Any], started: float, about: dict[str,
     return made
 
 
-def _kept(config: Control, folder: Path) -> dict[str, Any]:
-    """A run of other settings is refused; how often it was looked at on the way makes no difference."""
+def kept_run(config: Control, folder: Path) -> dict[str, Any]:
+    """What an earlier call left. A run of other settings is refused, but for how often it was looked at."""
     before = load_control_run(folder)
     evaluation = config.evaluation
     if before.model_copy(update={"evaluation": evaluation}) != config:
@@ -128,20 +124,28 @@ def main() -> None:
 def collect(config: Control, args: argparse.Namespace) -> dict[str, Any]:
     """All runs, the kept and the missing, by who made them. Only a missing one wants a commit."""
     place = RUNS / f"{config.env}-{config.algorithm}"
-    missing = [seed for seed in args.seeds if not (place / f"ours-{seed}" / MADE).exists()]
-    sha = commit() if missing and not args.dirty else None
-    jobs: dict[tuple[str, int], Future[dict[str, Any]]] = {}
+    runs: dict[tuple[str, int], dict[str, Any]] = {}
+    missing: dict[tuple[str, int], Future[dict[str, Any]]] = {}
     with ProcessPoolExecutor(args.jobs, mp_context=get_context("spawn")) as pool:
         for seed in args.seeds:
-            own = config.model_copy(update={"seed": seed})
-            jobs["ours", seed] = pool.submit(own_run, own, place / f"ours-{seed}", sha)
+            own, folder = config.model_copy(update={"seed": seed}), place / f"ours-{seed}"
+            if (folder / MADE).exists():
+                runs["ours", seed] = kept_run(own, folder)
+            else:
+                sha = None if args.dirty else commit()
+                missing["ours", seed] = pool.submit(own_run, own, folder, sha)
         for seed in args.peer_seeds if args.peer else ():
-            theirs = config.env, PEERS[config.algorithm], seed, place / f"sb3-{seed}"
-            jobs["sb3", seed] = pool.submit(peer_run, *theirs)
-        runs = {job: future.result() for job, future in jobs.items()}
+            folder = place / f"sb3-{seed}"
+            if (folder / MADE).exists():
+                runs["sb3", seed] = json.loads((folder / MADE).read_text())
+            else:
+                missing["sb3", seed] = pool.submit(
+                    peer_run, config.env, PEERS[config.algorithm], seed, folder
+                )
+        runs |= {job: future.result() for job, future in missing.items()}
     found: dict[str, Any] = {"config": config.model_dump(mode="json", exclude={"seed"})}
-    for who in dict.fromkeys(who for who, _ in runs):
-        seeds = {str(seed): run for (by, seed), run in runs.items() if by == who}
+    for who in sorted({who for who, _ in runs}):
+        seeds = {str(seed): runs[who, seed] for by, seed in sorted(runs) if by == who}
         found[who] = {"mean": fmean(run["return_mean"] for run in seeds.values()), "seeds": seeds}
     return found
 

@@ -113,6 +113,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="rl-zoo's when left out")
     parser.add_argument("--episodes", type=int, default=100)
     args = parser.parse_args()
+    if f"{args.algorithm} {args.env}" not in SETTINGS:
+        parser.error(f"no settings for {args.algorithm} on {args.env}; there are {', '.join(SETTINGS)}")
     print(
         json.dumps(
             train_and_look(args.env, args.algorithm, args.seed, args.steps, args.episodes), default=str

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ppolite.ops.masked import masked_mean, masked_sum, masked_var, masked_zero, whiten
+from ppolite.ops.masked import masked_mean, masked_sum, masked_var, masked_zero, places, whiten
 
 NAN, INF = math.nan, math.inf
 X = torch.tensor([[1.0, 2.0, NAN], [6.0, INF, -INF]])
@@ -81,6 +81,24 @@ def test_dtype_is_kept(dtype: torch.dtype):
     x = X.to(dtype)
     assert {f(x, MASK).dtype for f in (masked_zero, masked_sum, masked_mean, masked_var)} == {dtype}
     assert whiten(x, MASK, shift_mean=True).dtype == dtype
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.int64, torch.float16, torch.float64])
+def test_zeroing_keeps_any_dtype(dtype: torch.dtype):
+    zeroed = masked_zero(torch.ones(2, 3, dtype=dtype), MASK)
+    assert zeroed.dtype == dtype
+    assert zeroed.tolist() == [[1, 1, 0], [1, 0, 0]]
+
+
+def test_what_a_mean_divides_by():
+    assert places(MASK) == 3
+    assert places(MASK, 4) == 4
+    none = torch.zeros(2, 3, dtype=torch.bool)
+    assert places(none, 5.5) == 5.5
+    with pytest.raises(ValueError, match="mask is empty"):
+        places(none)
+    with pytest.raises(ValueError, match="denom is -1"):
+        places(MASK, -1)
 
 
 def test_refusals():

@@ -68,7 +68,15 @@ ELSEWHERE = {
     "regression_loss": ("hand", "test_preference.py::test_regression_by_hand"),
     "pair_accuracy": ("loop", "test_preference.py::test_pair_accuracy_against_loops"),
 }
-NO_NUMBERS = {"masked_zero", "require_bool", "ahead", "token_batches", "common_prefix", "FixedLeash"}
+NO_NUMBERS = {
+    "masked_zero",
+    "places",
+    "require_bool",
+    "ahead",
+    "token_batches",
+    "common_prefix",
+    "FixedLeash",
+}
 
 
 def public() -> list[str]:
