@@ -267,6 +267,38 @@ def test_ppo_adapter(world: World, finished_run: Path, ppolite: Run, tmp_path: P
     assert not torch.allclose(plain, merged, atol=1e-3)
 
 
+def test_iterate_waits_for_scores_and_goes_on(
+    world: World, finished_run: Path, ppolite: Run, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "sft").symlink_to(finished_run / "sft")
+    recipe = world.recipe_file(
+        tmp_path / "r.yaml", reward={"kind": "pairs", "optim": {"lr": 1e-2}}, ppo__min_rm_accuracy=0,
+        iterate={"rounds": 1, "by": "file", "prompts": 24, "candidates": 3},
+    )  # fmt: skip
+    waiting = out / "round-1" / "candidates.jsonl"
+    said = refuse(ppolite, "iterate", recipe, "--out", out)
+    assert f"{waiting}: " in said
+    assert " of 72 candidates wait for a score; give each a number there" in said
+    rows = [json.loads(line) for line in waiting.read_text().splitlines()]
+    write_rows(waiting, [row | {"score": taste(row["response"])} for row in rows])
+    code, said, noted = ppolite("iterate", out)
+    assert code == 0, noted
+    assert "round 1" in said
+    assert f"report: {out / 'report.html'}" in said
+    assert ppolite("report", out)[1].strip() == str(out / "report.html")
+    assert "Side by side" in (out / "report.html").read_text()
+    assert ppolite("report", out / "round-1")[1].strip() == str(out / "round-1" / "report.html")
+    assert ppolite("eval", out / "round-1", "--set", "evaluation.prompts=4")[0] == 0
+    assert f"for instance {out / 'round-1'}" in refuse(ppolite, "eval", out)
+    assert "`ppolite iterate`" in refuse(ppolite, "run", out)
+    assert "iterate.candidates" in refuse(ppolite, "iterate", out, "--set", "iterate.candidates=5")
+    code, _, noted = ppolite("iterate", out, "--set", "iterate.rounds=2")
+    assert code == 2
+    assert f"{out / 'round-2' / 'candidates.jsonl'}: " in noted
+
+
 # ---- what is refused -------------------------------------------------------------------------------------
 
 
@@ -483,7 +515,20 @@ def test_interrupt(world: World, ppolite: Run, tmp_path: Path, monkeypatch: pyte
     assert "interrupted" in noted
 
 
-COMMANDS = ["demo", "run", "sft", "reward", "ppo", "sample", "score", "eval", "chat", "report", "fetch"]
+COMMANDS = [
+    "demo",
+    "run",
+    "sft",
+    "reward",
+    "ppo",
+    "iterate",
+    "sample",
+    "score",
+    "eval",
+    "chat",
+    "report",
+    "fetch",
+]
 
 
 @pytest.mark.parametrize("command", [None, *COMMANDS])

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from ppolite.config import PPO, Recipe, load_recipe, parse_recipe, recipe_path, save_recipe
+from ppolite.config import PPO, SOURCES, Recipe, load_recipe, parse_recipe, recipe_path, save_recipe
 from ppolite.types import Sampling, UserError
 
 DATA = {"path": "x.jsonl"}
@@ -36,12 +36,13 @@ def test_every_setting_is_explained() -> None:
         "sft",
         "reward",
         "ppo",
+        "iterate",
         "evaluation",
         "optim",
         "critic",
         "kl",
     )
-    for section in sections(Recipe):
+    for section in (*sections(Recipe), *SOURCES.values()):
         assert section.__doc__, section
         for name, info in section.model_fields.items():
             assert info.description or name in told, f"{section.__name__}.{name}"
@@ -102,6 +103,9 @@ def test_a_recipe_cannot_be_changed() -> None:
         ({"ppo": {**OLD, "sft_samples": 100}}, "sft_samples (100) must be a multiple of rollouts (64)"),
         ({"ppo": {"prompts": DATA, "minibatches": 65}}, "minibatches (65) exceed rollouts (64)"),
         ({"ppo": {"prompts": DATA, "kl": {"target": 1, "horizon": 12}}}, "kl.horizon (12) must exceed"),
+        ({"iterate": {"by": "me"}}, "`iterate.by` is 'me'; input should be 'file', 'person' or 'judge'"),
+        ({"iterate": {"candidates": 1}}, "`iterate.candidates` is 1; input should be greater"),
+        ({"iterate": {"n": 4}}, "unknown key `iterate.n`; known here: rounds, by, prompts, candidates, held_out"),
         ({"roles": "separate", "trunk": {"split": 1}}, "roles: separate shares nothing"),
     ],
 )  # fmt: skip
@@ -110,6 +114,117 @@ def test_what_is_wrong_is_said(tree: dict[str, object], message: str) -> None:
         parse_recipe(tree, where="r")
     assert str(caught.value).startswith("r: ")
     assert "\n" not in str(caught.value)
+
+
+FUNCTION = {"kind": "function", "function": "m:f"}
+HTTP = {"kind": "http", "url": "https://a.test/score"}
+
+
+@pytest.mark.parametrize(
+    ("rewards", "message"),
+    [
+        ([{**FUNCTION, "tmeout": 3}], "r: unknown key `ppo.rewards.0.tmeout`; did you mean `timeout`?"),
+        ([FUNCTION, {**HTTP, "token": "x"}], "unknown key `ppo.rewards.1.token`; did you mean `token_env`?"),
+        ([{"kind": "htpp"}], "`ppo.rewards.0` has the kind `htpp`; did you mean `http`?"),
+        ([{"function": "m:f"}], "`ppo.rewards.0` has no `kind`; known here: model, function, http, classifier, length"),
+        ([{"kind": "function"}], "`ppo.rewards.0.function` is missing; add it"),
+        (["model"], "`ppo.rewards.0` is 'model'"),
+        ([{**FUNCTION, "function": "f"}], "`f` names no function; write MODULE:NAME or FILE.py:NAME"),
+        ([{**FUNCTION, "function": "m:f(x)"}], "names no function"),
+        ([{**FUNCTION, "timeout": 0}], "`ppo.rewards.0.timeout` is 0; input should be greater than 0"),
+        ([{**FUNCTION, "weight": 0}], "`ppo.rewards.0.weight` is 0"),
+        ([{**FUNCTION, "weight": 2}], "`f` is the only judge, so its weight has nothing to be weighed against"),
+        ([FUNCTION, FUNCTION], "`f` is taken; give that source another `name`"),
+        ([{**FUNCTION, "name": "shaped_mean"}], "`shaped_mean` is taken"),
+        ([{**FUNCTION, "name": "a b"}], "`ppo.rewards.0.name` is 'a b'"),
+        ([{"kind": "model"}, {"kind": "model", "name": "x"}], "a run has one reward model"),
+        ([{**HTTP, "url": "file:///etc/passwd"}], "expected an address that begins with http:// or https://"),
+        ([{**HTTP, "url": "https:///x"}], "expected an address that begins with"),
+        ([{**HTTP, "url": "https://a.test:port/"}], "it is no address; write https://HOST/PATH"),
+        ([{**HTTP, "url": "https://a.test/b c"}], "it holds characters that an address has not"),
+        ([{**HTTP, "deadline": 1}], "deadline (1 s) must not be below timeout (30 s)"),
+        ([{**HTTP, "url": "http://a.test/", "token_env": "T"}], "a.test would get the token of T unencrypted"),
+        ([{**HTTP, "url": "http://127.a.test/", "token_env": "T"}], "127.a.test would get the token"),
+        ([{"kind": "length"}], "a length penalty needs `min`, `max` or both"),
+        ([{"kind": "length", "min": 5, "max": 4}], "min (5) exceeds max (4)"),
+        ([{"kind": "length", "max": 128}], "`length` allows 128 tokens, which no response of max_new_tokens (128)"),
+        ([{"kind": "format", "pattern": "("}], "`(` is no regular expression"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_with_rewards_is_said(rewards: list[object], message: str) -> None:
+    with pytest.raises(UserError, match=re.escape(message)) as caught:
+        parse_recipe({"ppo": {"prompts": DATA, "rewards": rewards}}, where="r")
+    assert str(caught.value).startswith("r: ")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"disagreement": 1}, "disagreement is one of two judges or more, but rewards has 0"),
+        ({"disagreement": 1, "rewards": [FUNCTION, {"kind": "length", "max": 9}]}, "but rewards has 1"),
+        ({"unit_samples": 64}, "no source of rewards has an empty shift or scale"),
+        ({"unit_samples": 64, "rewards": [FUNCTION, {"kind": "model"}]}, "no source of rewards has an empty"),
+    ],
+)
+def test_settings_of_rewards_that_would_do_nothing(keys: dict[str, object], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        parse_recipe({"ppo": {"prompts": DATA, **keys}})
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        {"url": "https://me:s3cret@a.test/"},
+        {"url": "https://s3cret@a.test/"},
+        {"url": "https://a.test/?api_key=s3cret"},
+        {"url": "https://a.test/?x=1&access_token=s3cret"},
+        {"url": "https://a.test/?sig=s3cret"},
+        {"url": "ftp://me:s3cret@a.test/"},
+        {"url": "https://me:s3cret@a.test:x/"},
+        {"token_env": "sk-s3cret"},
+        {"token_env": "hf_s3cret"},
+        {"token": "s3cret"},
+    ],
+)
+def test_a_secret_in_a_recipe_is_refused_without_being_shown(source: dict[str, str]) -> None:
+    with pytest.raises(UserError) as caught:
+        parse_recipe({"ppo": {"prompts": DATA, "rewards": [{**HTTP, **source}]}})
+    assert "s3cret" not in str(caught.value)
+
+
+def test_addresses_and_tokens_that_are_fine() -> None:
+    for source in (
+        {"url": "http://localhost:8000/", "token_env": "T"},
+        {"url": "http://127.0.0.1:8000/score?model=a&n=1", "token_env": "MY_TOKEN"},
+        {"url": "http://[::1]:8000/", "token_env": "T"},
+        {"url": "https://a.test/", "token_env": "T"},
+        {"url": "http://a.test/?design=x"},
+    ):
+        parse_recipe({"ppo": {"prompts": DATA, "rewards": [{**HTTP, **source}]}})
+
+
+def test_who_scores() -> None:
+    def ppo(*rewards: object) -> PPO:
+        return PPO.model_validate({"prompts": DATA, "rewards": rewards})
+
+    assert ppo().asks_model
+    assert ppo({"kind": "model"}, {"kind": "length", "max": 9}).asks_model
+    assert not ppo(FUNCTION).asks_model
+    named = ppo(FUNCTION, HTTP, {"kind": "length", "max": 9, "name": "brief"}, {"kind": "model"})
+    assert [source.title for source in named.rewards] == ["f", "http", "brief", "model"]
+
+
+def test_recipes_with_rewards_are_saved_and_read_again(tmp_path: Path) -> None:
+    rewards = [FUNCTION, HTTP, {"kind": "classifier", "model": "x", "label": 1}, {"kind": "model"},
+               {"kind": "length", "max": 9}, {"kind": "format", "pattern": r"\d+"}]  # fmt: skip
+    recipe = parse_recipe({"ppo": {"prompts": DATA, "rewards": rewards, "disagreement": 1}})
+    save_recipe(recipe, tmp_path / "r.yaml")
+    assert load_recipe(tmp_path / "r.yaml") == recipe
+    (tmp_path / "s.yaml").write_text("ppo: {prompts: {path: x}}\n")
+    changed = load_recipe(tmp_path / "s.yaml", ["ppo.rewards=[{kind: length, max: 9}]"])
+    assert changed.ppo is not None
+    assert changed.ppo.rewards[0].title == "length"
 
 
 def test_overrides(tmp_path: Path) -> None:

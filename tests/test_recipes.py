@@ -19,7 +19,7 @@ PAIRS = {"llmbar_pairs": 100, "zh_pairs": 500}
 
 
 def test_the_shipped_ones() -> None:
-    assert {"film", "film_lora", "film_kl", "llmbar_pairs", "zh_pairs"} <= set(NAMES)
+    assert {"film", "film_lora", "film_kl", "film_iterate", "llmbar_pairs", "zh_pairs"} <= set(NAMES)
     assert (ROOT / "recipes").resolve() == RECIPES.resolve()
 
 

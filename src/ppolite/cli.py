@@ -107,12 +107,12 @@ def _whole(source: str, out: Path | None, overrides: tuple[str, ...]) -> None:
     print(f"report: {place.run_dir / 'report.html'}\ntalk to it: ppolite chat {place.run_dir}")
 
 
-def _judge_is_there() -> None:
+def _judge_is_there(asked: str = "evaluation.judge is vader", without: str = "evaluation.judge=none") -> None:
     """Ten minutes of training should not end in a missing package."""
     if importlib.util.find_spec("vaderSentiment") is None:
         raise UserError(
-            "evaluation.judge is vader, but vaderSentiment is not installed; `pip install 'ppolite[demo]'`, "
-            "or go on with --set evaluation.judge=none"
+            f"{asked}, but vaderSentiment is not installed; `pip install 'ppolite[demo]'`, "
+            f"or go on with --set {without}"
         )
 
 
@@ -149,7 +149,9 @@ def reward(recipe: Recipe_, *, out: Path | None = None, set: Set_ = ()) -> None:
     """
     result = _stage("reward", recipe, out, set)
     figures = ", ".join(f"{k} {v:.3f}" for k, v in result.items() if isinstance(v, float))
-    print(f"agreement with people on {result['held_out']} held-out rows: {figures}")
+    config = _place(recipe, out, set).recipe.reward
+    who = "the judge, a stand-in for people," if config and config.taught_by == "judge" else "people"
+    print(f"agreement with {who} on {result['held_out']} held-out rows: {figures}")
 
 
 @app.command
@@ -236,6 +238,33 @@ def score(file: Annotated[Path, tyro.conf.Positional]) -> None:
     from ppolite.obs.rate import rate_file
 
     rate_file(file)
+
+
+@app.command
+def iterate(recipe: Recipe_, *, out: Path | None = None, skip_unscored: bool = False, set: Set_ = ()) -> None:  # noqa: A002
+    """Repeat sample → score → reward → ppo, each round from the last policy; RUN/round-N is a run like any other.
+
+    Stops where candidates wait for scores, and goes on with the first part that is missing.
+
+    Args:
+        recipe: A recipe (YAML) with a section `iterate`, the name of a shipped one (film_iterate), or a run folder.
+        out: Folder for the results; runs/RECIPE when left out.
+        skip_unscored: Go on without the candidates that nobody has scored.
+        set: Change a key of the recipe, for instance --set iterate.rounds=3. May be repeated.
+    """
+    place = _place(recipe, out, set)
+    if place.recipe.iterate and place.recipe.iterate.by == "judge":
+        _judge_is_there("iterate.by is judge", "iterate.by=person")
+    if place.recipe.evaluation.judge == "vader":
+        _judge_is_there()
+    from rich.console import Console
+
+    from ppolite.obs.rounds import rounds_table
+    from ppolite.stages.iterate import Iteration
+
+    result = Iteration(place.recipe, place.run_dir).run(skip_unscored=skip_unscored)
+    Console().print(rounds_table(result))
+    print(f"report: {place.run_dir / 'report.html'}")
 
 
 @app.command(name="eval")
@@ -335,8 +364,9 @@ def report(run: Run_) -> None:
         return
     _run_recipe(run)
     from ppolite.obs.report import write_report
+    from ppolite.obs.rounds import is_iterated, write_rounds_report
 
-    print(write_report(run))
+    print(write_rounds_report(run) if is_iterated(run) else write_report(run))
 
 
 @app.command

@@ -9,11 +9,13 @@ the nearest known one, and contradictions are found before anything is loaded:
 from __future__ import annotations
 
 import difflib
+import re
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Annotated, Any, Literal, cast, get_args
+from urllib.parse import parse_qsl, urlsplit
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from ppolite.types import Sampling, UserError
 
@@ -104,8 +106,9 @@ class SFT(Section):
 class Reward(Section):
     """The reward model."""
 
-    data: Data
-    """`prompt` and `response`, `score`; or `chosen`, `rejected`; or `responses`, `scores`."""
+    data: Data | None = None
+    """`prompt` and `response`, `score`; or `chosen`, `rejected`; or `responses`, `scores`. Left out where `iterate`
+    gathers the scores."""
     kind: Literal["scores", "pairs", "rankings"] = "scores"
     """Regression, Bradley–Terry or Plackett–Luce; all on the same scalar head."""
     optim: Optim = Optim()
@@ -121,6 +124,16 @@ class Reward(Section):
     """For `scores`: pairs whose scores differ by at least this count in the pairwise accuracy."""
     norm_samples: int = Field(default=256, ge=8)
     """Samples of the SFT model on which the reward is shifted to mean 0 and scaled to deviation 1."""
+    taught_by: Literal["people", "judge"] = "people"
+    """Whose opinion the data is; `judge`: the judge's of the evaluation, a stand-in for people, which is then named as
+    no independent witness."""
+
+    @property
+    def source(self) -> Data:
+        """`data`. Raises UserError where it is left out."""
+        if self.data is None:
+            raise UserError("`reward.data` is missing; add it, or let `ppolite iterate` gather scores")
+        return self.data
 
 
 class KL(Section):
@@ -138,11 +151,201 @@ class KL(Section):
     """In the per-token reward (as in InstructGPT), or as a term of the loss (k2 has KL's gradient there)."""
 
 
+class Source(Section):
+    """What every entry of `ppo.rewards` may say."""
+
+    name: str | None = Field(default=None, pattern=r"^[A-Za-z0-9_.-]{1,40}$")
+    """Its figures are called `reward/NAME`; empty: the function's name, else the kind."""
+    weight: float = Field(default=1.0, gt=0)
+    """Of a judge: its share in the weighted mean. Of a penalty: multiplies it."""
+
+    @property
+    def title(self) -> str:
+        """`name`, or what stands for it."""
+        return self.name or str(getattr(self, "kind"))  # noqa: B009  each kind of source is a Literal
+
+
+class Judge(Source):
+    """A source whose units are its own: it counts as (value − shift) / scale."""
+
+    shift: float | None = 0.0
+    """Subtracted from its values; empty: their mean over answers of the SFT model."""
+    scale: float | None = Field(default=1.0, gt=0)
+    """Its values are divided by this; empty: their standard deviation over those answers."""
+
+
+class ModelSource(Source):
+    """The run's reward model, RUN/reward, with mean 0 and deviation 1 on the SFT model's answers."""
+
+    kind: Literal["model"]
+    """`model`"""
+
+
+class FunctionSource(Judge):
+    """A Python function: prompts and responses of a round in, a number for each out."""
+
+    kind: Literal["function"]
+    """`function`"""
+    function: str
+    """`MODULE:NAME`, found from the working folder, or `FILE.py:NAME`."""
+    timeout: float = Field(default=60.0, gt=0)
+    """Seconds after which its process is ended and the run stops."""
+
+    @field_validator("function")
+    @classmethod
+    def _names_a_function(cls, function: str) -> str:
+        module, _, name = function.rpartition(":")
+        if not module or not name.isidentifier():
+            raise ValueError(f"`{function}` names no function; write MODULE:NAME or FILE.py:NAME")
+        return function
+
+    @property
+    def title(self) -> str:
+        return self.name or self.function.rpartition(":")[2]
+
+
+class HttpSource(Judge):
+    """A server: `{"prompts": […], "responses": […]}` is posted to it, `{"scores": […]}` comes back."""
+
+    kind: Literal["http"]
+    """`http`"""
+    url: str
+    """http or https, without a password, key or token in it."""
+    token_env: str | None = None
+    """The environment variable, in capitals, that holds a bearer token; the token itself has no place in a recipe."""
+    columns: tuple[str, ...] = ()
+    """Columns of the prompts' rows that are sent along, under their own names."""
+    batch_size: int = Field(default=64, ge=1)
+    """Most responses in one request."""
+    timeout: float = Field(default=30.0, gt=0)
+    """Seconds that one request may take."""
+    deadline: float = Field(default=300.0, gt=0)
+    """Seconds after which a batch that is still without scores, all its retries counted, stops the run."""
+
+    @field_validator("url")
+    @classmethod
+    def _tells_no_secret(cls, url: str) -> str:
+        # What is wrong with it is said without showing it: messages end up in logs.
+        try:
+            parts = urlsplit(url)
+            _ = parts.port
+        except ValueError:
+            raise ValueError("it is no address; write https://HOST/PATH") from None
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError("expected an address that begins with http:// or https://")
+        if not re.fullmatch(r"[!-~]+", url) or parts.fragment:
+            raise ValueError("it holds characters that an address has not; percent-encode them")
+        told = [key for key, _ in parse_qsl(parts.query, keep_blank_values=True) if _SECRET.search(key)]
+        if parts.username is not None or told:
+            what = f"`{told[0]}`" if told else "a user or password"
+            raise ValueError(
+                f"it holds {what}, and recipes are saved and shown; take it out and put the token into the "
+                "environment variable that token_env names"
+            )
+        return url
+
+    @field_validator("token_env")
+    @classmethod
+    def _is_no_token(cls, name: str | None) -> str | None:
+        if name is not None and not re.fullmatch(r"[A-Z_][A-Z0-9_]*", name):
+            raise ValueError("expected the name of an environment variable in capitals, not the token itself")
+        return name
+
+    @model_validator(mode="after")
+    def _agree(self) -> HttpSource:
+        parts = urlsplit(self.url)
+        here = re.fullmatch(r"localhost|::1|127(\.\d{1,3}){3}", parts.hostname or "")
+        if self.token_env and parts.scheme == "http" and not here:
+            raise ValueError(
+                f"{parts.hostname} would get the token of {self.token_env} unencrypted; use https"
+            )
+        if self.deadline < self.timeout:
+            raise ValueError(f"deadline ({self.deadline:g} s) must not be below timeout ({self.timeout:g} s)")
+        return self
+
+
+class ClassifierSource(Judge):
+    """A sequence classifier of Hugging Face, with its own tokenizer and chat template."""
+
+    kind: Literal["classifier"]
+    """`classifier`"""
+    model: str
+    """A folder or a hub id, with safetensors weights; a RUN/reward of another run is one."""
+    shift: float | None = None
+    """Subtracted from its values; empty: their mean over answers of the SFT model."""
+    scale: float | None = Field(default=None, gt=0)
+    """Its values are divided by this; empty: their standard deviation over those answers."""
+    label: str | int | None = None
+    """For a classifier with several labels, the name or number of the one whose log-odds count."""
+    reads: Literal["chat", "pair", "response"] = "chat"
+    """The conversation in its own chat template, prompt and response as a pair of texts, or the response alone."""
+    max_tokens: int | None = Field(default=None, ge=8)
+    """Longer inputs are cut: of a conversation the beginning, of a pair the prompt, of a response the end; empty: what
+    the classifier takes."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of its weights and arithmetic."""
+    trust_remote_code: bool = False
+    """Run Python that the classifier's folder brings along."""
+
+
+class LengthSource(Source):
+    """A penalty of 1 for each response token (the stop token counts) below `min` or above `max`."""
+
+    kind: Literal["length"]
+    """`length`"""
+    min: int | None = Field(default=None, ge=1)
+    """Fewer tokens cost; empty: no number is too small."""
+    max: int | None = Field(default=None, ge=1)
+    """More tokens cost; empty: no number is too large."""
+
+    @model_validator(mode="after")
+    def _agree(self) -> LengthSource:
+        if self.min is None and self.max is None:
+            raise ValueError("a length penalty needs `min`, `max` or both")
+        if self.min is not None and self.max is not None and self.min > self.max:
+            raise ValueError(f"min ({self.min}) exceeds max ({self.max})")
+        return self
+
+
+class FormatSource(Source):
+    """A penalty of 1 for a response in which a pattern is not found."""
+
+    kind: Literal["format"]
+    """`format`"""
+    pattern: str
+    r"""A regular expression of Python, searched for anywhere in the response; `\A…\Z` ties it to both ends."""
+
+    @field_validator("pattern")
+    @classmethod
+    def _is_a_pattern(cls, pattern: str) -> str:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise ValueError(f"`{pattern}` is no regular expression ({error})") from None
+        return pattern
+
+
+AnySource = Annotated[
+    ModelSource | FunctionSource | HttpSource | ClassifierSource | LengthSource | FormatSource,
+    Field(discriminator="kind"),
+]
+SOURCES: dict[str, type[Source]] = {
+    get_args(source.model_fields["kind"].annotation)[0]: source for source in get_args(get_args(AnySource)[0])
+}
+_SECRET = re.compile(r"key|token|secret|passw|pwd|auth|^sig$|signature|credential", re.IGNORECASE)
+
+
 class PPO(Section):
     """The policy's training."""
 
     prompts: Data
     """`prompt` or `messages`."""
+    start: str | None = None
+    """An earlier run's policy to go on from: its folder `policy`, with `train.kind: lora` its `adapter`. Empty: the SFT
+    model, which stays the reference either way."""
+    seed: int | None = None
+    """Of the order of prompts, of sampling and of shuffling in PPO; empty: the recipe's. What is held out does not
+    depend on it."""
     optim: Optim = Optim(schedule="constant", lr=3e-5)
     """For the policy."""
     critic: Adam = Adam(schedule="constant", lr=5e-5)
@@ -196,6 +399,13 @@ class PPO(Section):
     """GAE's λ."""
     whiten_advantages: bool = True
     """Shift and scale advantages to mean 0 and standard deviation 1 over the whole round."""
+    rewards: tuple[AnySource, ...] = ()
+    """Who scores: judges (`model`, `function`, `http`, `classifier`), of which the weighted mean counts, and penalties
+    (`length`, `format`), which are subtracted. Left out: the run's reward model."""
+    disagreement: float = Field(default=0.0, ge=0)
+    """k of mean − k · std over the judges' values: of judges that differ, the lower ones are believed."""
+    unit_samples: int | None = Field(default=None, ge=8)
+    """Answers of the SFT model on which a judge's empty `shift` or `scale` is measured; 256 when empty."""
     reward_scale: float = Field(default=1.0, gt=0)
     """Multiplies the normalised score."""
     reward_clip: float | None = Field(default=None, gt=0)
@@ -211,13 +421,18 @@ class PPO(Section):
     eval_prompts: int = Field(default=64, ge=2)
     """Held-out prompts in such a look; `ppolite eval` uses others."""
     max_kl: float = Field(default=8.0, gt=0)
-    """The policy kept is the one with the best held-out score within this KL (nats a sequence)."""
+    """The policy kept is the one with the best held-out score within this KL to the SFT model (nats a sequence)."""
     min_rm_accuracy: float = Field(default=0.6, ge=0, le=1)
     """PPO refuses to start on a reward model whose held-out pairwise accuracy is lower; 0: never."""
 
     @property
     def sampling(self) -> Sampling:
         return Sampling(self.max_new_tokens, self.temperature, self.top_p)
+
+    @property
+    def asks_model(self) -> bool:
+        """Whether the run's reward model scores, alone or with others."""
+        return not self.rewards or any(isinstance(source, ModelSource) for source in self.rewards)
 
     @property
     def lag(self) -> int:
@@ -253,6 +468,33 @@ class PPO(Section):
             raise ValueError(
                 "kl.where: loss with estimator k1 has an expected gradient of 0 and holds nothing; use k2"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _has_sound_rewards(self) -> PPO:
+        judges = [s for s in self.rewards if isinstance(s, Judge | ModelSource)]
+        labels = [s.title for s in self.rewards]
+        for label in labels:
+            if labels.count(label) > 1 or label == "shaped_mean":
+                raise ValueError(f"rewards: `{label}` is taken; give that source another `name`")
+        if sum(isinstance(s, ModelSource) for s in judges) > 1:
+            raise ValueError("rewards: a run has one reward model; add others as kind classifier")
+        if len(judges) == 1 and judges[0].weight != 1:
+            raise ValueError(
+                f"rewards: `{judges[0].title}` is the only judge, so its weight has nothing to be weighed "
+                "against; use ppo.reward_scale"
+            )
+        if self.disagreement and len(judges) < 2:
+            raise ValueError(f"disagreement is one of two judges or more, but rewards has {len(judges)}")
+        measured = any(isinstance(s, Judge) and None in (s.shift, s.scale) for s in judges)
+        if self.unit_samples is not None and not measured:
+            raise ValueError("unit_samples: no source of rewards has an empty shift or scale to be measured")
+        for s in self.rewards:
+            if isinstance(s, LengthSource) and s.max is not None and s.max >= self.max_new_tokens:
+                raise ValueError(
+                    f"rewards: `{s.title}` allows {s.max} tokens, which no response of max_new_tokens "
+                    f"({self.max_new_tokens}) exceeds; lower its max"
+                )
         return self
 
     @model_validator(mode="after")
@@ -296,6 +538,23 @@ class PPO(Section):
         return self
 
 
+class Iterate(Section):
+    """Rounds of sample → score → reward → ppo, each from the last policy."""
+
+    rounds: int = Field(default=2, ge=1)
+    """How many; may be raised in a run that is finished."""
+    by: Literal["file", "person", "judge"] = "person"
+    """Who scores the candidates: whoever fills in the file, a person at this terminal, or the VADER lexicon as a
+    stand-in for people."""
+    prompts: int = Field(default=200, ge=2)
+    """Prompts in a round, of those that PPO trains on; the next round takes the next ones."""
+    candidates: int = Field(default=4, ge=2)
+    """Answers to each, all compared with each other."""
+    held_out: float = Field(default=0.2, gt=0, lt=1)
+    """Share of the prompts whose comparisons measure the reward model instead of training it; prompts that
+    `ppo.prompts` or `reward.data` hold out stay held out."""
+
+
 class Evaluation(Section):
     """The look at the result."""
 
@@ -327,8 +586,10 @@ class Recipe(Section):
     sft: SFT | None = None
     """Left out: the model is taken as it is."""
     reward: Reward | None = None
-    """Left out: only the Python API can train, with scores of its own."""
+    """Left out: `ppo.rewards` says who scores, or the Python API trains with scores of its own."""
     ppo: PPO | None = None
+    iterate: Iterate | None = None
+    """Read by `ppolite iterate` alone."""
     evaluation: Evaluation = Evaluation()
 
     @model_validator(mode="after")
@@ -347,7 +608,13 @@ class Recipe(Section):
 
 
 def _known_keys(section: type[BaseModel], path: tuple[Any, ...]) -> list[str]:
-    for key in path:
+    for before, key in zip((None, *path), path, strict=False):
+        if isinstance(key, int) or (isinstance(before, int) and key in SOURCES):
+            section = SOURCES.get(key, section) if isinstance(key, str) else section
+            continue
+        if key == "rewards":
+            section = Source
+            continue
         annotation = section.model_fields[key].annotation if key in section.model_fields else None
         options = [annotation, *getattr(annotation, "__args__", ())]
         found = [o for o in options if isinstance(o, type) and issubclass(o, BaseModel)]
@@ -361,7 +628,19 @@ def explain(error: ValidationError, where: str, root: type[BaseModel]) -> UserEr
     """One sentence on the first thing that is wrong; unknown keys with the nearest one that `root` has."""
     # A misspelt key also leaves its right name missing: the misspelling is the better news.
     first = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
-    path = ".".join(str(p) for p in first["loc"])
+    loc = first["loc"]
+    # An entry of a list of sources is followed by its kind, which no recipe spells there.
+    spelt = [
+        key
+        for before, key in zip((None, *loc), loc, strict=False)
+        if not (isinstance(before, int) and key in SOURCES)
+    ]
+    path = ".".join(str(p) for p in spelt)
+    if first["type"] in ("union_tag_not_found", "union_tag_invalid"):
+        kind = first.get("ctx", {}).get("tag")
+        near = difflib.get_close_matches(str(kind), SOURCES, n=1, cutoff=0.4) if kind else []
+        hint = f"did you mean `{near[0]}`?" if near else f"known here: {', '.join(SOURCES)}"
+        return UserError(f"{where}: `{path}` has {f'the kind `{kind}`' if kind else 'no `kind`'}; {hint}")
     if first["type"] == "extra_forbidden":
         known = _known_keys(root, first["loc"][:-1])
         near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1, cutoff=0.4)

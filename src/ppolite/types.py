@@ -9,9 +9,9 @@ Axes: B sequences, T tokens, R response tokens, D hidden size, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,6 +35,8 @@ class Prompt:
     text: str = ""
     source: str = ""
     """Where it came from, for error messages: `FILE row N`."""
+    columns: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    """The other columns of its row, by the file's names: what a verifiable reward compares with."""
 
     @property
     def last(self) -> str:
@@ -67,6 +69,8 @@ class Preference:
     chosen: str
     rejected: str
     margin: float = 0.0
+    origin: str = ""
+    """Which part of a file of several it is from; agreement is also measured by part."""
 
 
 @dataclass(frozen=True)
@@ -103,6 +107,8 @@ class Rollout:
     trainer_logprobs_R: Tensor | None = None
     """log μ by the trainer's own forward pass, for rollouts that wait until the policy has moved on; None for fresh
     ones, whose μ is π_old."""
+    rewards: dict[str, float] = field(default_factory=dict)
+    """What each source of the recipe's `ppo.rewards` gave, by its name and in its own units."""
 
 
 @dataclass

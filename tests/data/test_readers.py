@@ -147,6 +147,18 @@ def test_prompts(file) -> None:
     assert "1 conversations end with an answer" in report.notes[0]
 
 
+def test_prompts_keep_the_other_columns_of_their_row(file) -> None:
+    source = file(
+        {"question": "q", "answer": 3, "more": {"level": [1]}, "messages": None},
+        {"question": "q", "answer": None},
+    )
+    items, _ = read_prompts(source, {"prompt": "question"})
+    assert [item.columns for item in items] == [{"answer": 3, "more": {"level": [1]}}, {"answer": None}]
+    nested = file({"chat": {"q": "q", "tip": "a"}, "answer": 3})
+    assert read_prompts(nested, {"prompt": "chat.q"})[0][0].columns["answer"] == 3
+    assert read_prompts(file({"messages": [USER, ANSWER], "answer": 3}))[0][0].columns == {"answer": 3}
+
+
 def test_csv_cells_may_hold_lists(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     with path.open("w", newline="", encoding="utf-8") as out:

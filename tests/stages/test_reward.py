@@ -145,3 +145,21 @@ def test_rows_that_cannot_be_rated_are_refused(world: World, tmp_path: Path) -> 
     path = write_rows(tmp_path / "unrated.jsonl", rows)
     with pytest.raises(UserError, match=r"unrated\.jsonl.*'score' is empty"):
         RewardModel(world.recipe(reward__data__path=str(path)), tmp_path)
+
+
+def test_agreement_of_each_origin(world: World, tmp_path: Path) -> None:
+    """The parts of a file that was joined of several, each measured by itself."""
+    pairs = [json.loads(line) for line in Path(world.path("pairs")).read_text().splitlines()]
+    names = ["a", "b", "b"]
+    joined = [row | {"origin": names[i % 3]} for i, row in enumerate(pairs)]
+    path = write_rows(tmp_path / "joined.jsonl", joined)
+    rm = RewardModel(world.recipe(reward__kind="pairs", reward__data__path=str(path)), tmp_path)
+    report = rm.agreement()
+    told = {(p["prompt"], p["chosen"]): p["origin"] for p in joined}
+    right: dict[str, list[bool]] = {"a": [], "b": []}
+    for row, (chosen, rejected) in zip(rm.held, plain_scores(rm, rm.held), strict=True):
+        text = rm.opened.tokenizer.decode(row.encoded[0][1], skip_special_tokens=True)
+        right[told[row.prompt.last, text]].append(chosen > rejected)
+    assert report["by_origin"] == {k: [pytest.approx(sum(v) / len(v)), len(v)] for k, v in right.items()}
+    plain = RewardModel(world.recipe(reward__kind="pairs", reward__data__path=world.path("pairs")), tmp_path)
+    assert "by_origin" not in plain.agreement()

@@ -23,6 +23,7 @@ from torch import nn
 
 from ppolite.config import Recipe, parse_recipe
 from ppolite.stages.evaluate import evaluate_run
+from ppolite.stages.iterate import Iteration
 from ppolite.stages.run import RESULTS, STAGES
 from ppolite.types import UserError
 
@@ -81,7 +82,10 @@ def run(world: World, finished_run: Path, folder: Path, stage: str, changes: Cha
         put(tree, key, value)
     recipe = parse_recipe(tree)
     folder.mkdir()
-    before = {"sft": (), "reward": ("sft",), "ppo": ("sft", "reward"), "eval": ("sft", "reward", "policy")}
+    before = {
+        "sft": (), "reward": ("sft",), "ppo": ("sft", "reward"), "eval": ("sft", "reward", "policy"),
+        "iterate": ("sft",),
+    }  # fmt: skip
     for name in before[stage]:
         (folder / name).symlink_to(finished_run / name)
     seen = Outcome()
@@ -99,6 +103,8 @@ def run(world: World, finished_run: Path, folder: Path, stage: str, changes: Cha
     try:
         if stage == "eval":
             seen.result = evaluate_run(recipe, folder)
+        elif stage == "iterate":
+            seen.result = Iteration(recipe, folder).run()
         else:
             trainer = STAGES[stage](recipe, folder)
             seen.result = trainer.run()
@@ -114,7 +120,7 @@ def run(world: World, finished_run: Path, folder: Path, stage: str, changes: Cha
         hook.remove()
         log.removeHandler(listener)
     seen.said = "\n".join(lines)
-    if stage != "eval" and (folder / RESULTS[stage]).exists():
+    if stage in RESULTS and (folder / RESULTS[stage]).exists():
         seen.weights = load_file(folder / RESULTS[stage] / "model.safetensors")
         seen.norm = json.loads((folder / RESULTS[stage] / "config.json").read_text()).get("ppolite_norm", {})
     if (folder / "metrics.jsonl").exists():
@@ -160,6 +166,23 @@ def accepted(text: str) -> Sees:
     return lambda a, b: text in a.error and not b.error
 
 
+def refused_instead(before: str, after: str) -> Sees:
+    return lambda a, b: before in a.error and after in b.error
+
+
+def no_judge(outcome: Outcome) -> bool:
+    """Without the [demo] extra there is nobody to score candidates."""
+    return "vaderSentiment" in outcome.error
+
+
+def refused_or_no_judge(text: str) -> Sees:
+    return lambda a, b: no_judge(a) or refused(text)(a, b)
+
+
+def first_kl(outcome: Outcome) -> float:
+    return outcome.column("heldout/kl_ref_seq")[0]
+
+
 def data_cases(stage: str, key: str, name: str, swap: dict[str, str]) -> dict[str, Case]:
     """`swap`: our column → what the file at `renamed` calls it."""
     renamed = {f"{key}.path": f"renamed_{name}"}
@@ -186,6 +209,12 @@ def optim_cases(stage: str, key: str, *, watched: Sees = lambda a, b: a.moved !=
 LORA = {"train.kind": "lora"}
 OBJECTIVE = {"ppo.objective": "kl"}
 OLD = {"ppo.behaviour": "sft", "ppo.optim.lr": 1e-2}
+ROUND = {
+    "iterate.rounds": 1, "iterate.by": "judge", "iterate.prompts": 16, "iterate.candidates": 4, "iterate.held_out": 0.3,
+    "reward.kind": "pairs", "reward.data": None, "ppo.steps": 1, "ppo.min_rm_accuracy": 0,
+}  # fmt: skip
+WAITING = {**ROUND, "iterate.by": "file", "iterate.candidates": 2}
+COUNTS = {"kind": "function", "function": f"{Path(__file__).parent / 'rewards.py'}:lengths"}
 ADAPTIVE = {"ppo.kl.target": 0.5, "ppo.optim.lr": 1e-2}
 
 CASES: dict[str, Case] = {
@@ -219,7 +248,14 @@ CASES: dict[str, Case] = {
     ),
     "reward.pair_gap": Case("reward", 3.0, differs("heldout/pair_accuracy")),
     "reward.norm_samples": Case("reward", 8, lambda a, b: a.norm != b.norm),
+    "reward.taught_by": Case(
+        "eval", "judge", lambda a, b: [x.result["taught_by"] for x in (a, b)] == ["people", "judge"]
+    ),
     **data_cases("ppo", "ppo.prompts", "prompts", {"prompt": "q"}),
+    "ppo.start": Case("ppo", "policy", lambda a, b: first_kl(b) > 0.1 > first_kl(a)),
+    "ppo.seed": Case(
+        "ppo", 1, lambda a, b: a.column("heldout/score")[0] == b.column("heldout/score")[0] and a.moved != b.moved
+    ),
     **optim_cases("ppo", "ppo.optim"),
     **optim_cases("ppo", "ppo.critic", watched=differs("value/loss")),
     "ppo.steps": Case("ppo", 3, lambda a, b: count("policy/loss")(b) == 3 > count("policy/loss")(a)),
@@ -252,6 +288,13 @@ CASES: dict[str, Case] = {
     "ppo.gamma": Case("ppo", 0.5),
     "ppo.lam": Case("ppo", 0.0),
     "ppo.whiten_advantages": Case("ppo", False),
+    "ppo.rewards": Case("ppo", [{"kind": "model"}, {"kind": "length", "max": 3}], differs("score/mean")),
+    "ppo.disagreement": Case(
+        "ppo", 1.0, lower("score/mean"), given={"ppo.rewards": [{"kind": "model"}, COUNTS]}
+    ),
+    "ppo.unit_samples": Case(
+        "ppo", 8, differs("score/mean"), given={"ppo.rewards": [{"kind": "model"}, {**COUNTS, "shift": None}]}
+    ),
     "ppo.reward_scale": Case("ppo", 3.0, differs("reward/shaped_mean")),
     "ppo.reward_clip": Case("ppo", 0.1, differs("reward/shaped_mean")),
     "ppo.missing_eos_penalty": Case("ppo", 3.0, lower("reward/shaped_mean")),
@@ -265,6 +308,13 @@ CASES: dict[str, Case] = {
     "ppo.eval_prompts": Case("ppo", 4, differs("heldout/score")),
     "ppo.max_kl": Case("ppo", 1e-3, lambda a, b: b.result["best_step"] == 0 < a.result["best_step"]),
     "ppo.min_rm_accuracy": Case("ppo", 0.999, refused("min_rm_accuracy")),
+    "iterate.rounds": Case(
+        "iterate", 2, lambda a, b: no_judge(b) or [len(x.result["policies"]) for x in (a, b)] == [2, 3], ROUND
+    ),
+    "iterate.by": Case("iterate", "file", refused_or_no_judge("wait for a score"), ROUND),
+    "iterate.prompts": Case("iterate", 12, refused_instead(" of 32 candidates", " of 24 candidates"), WAITING),
+    "iterate.candidates": Case("iterate", 3, refused_instead(" of 32 candidates", " of 48 candidates"), WAITING),
+    "iterate.held_out": Case("iterate", 0.01, refused_or_no_judge("8 are needed"), ROUND),
     "evaluation.prompts": Case("eval", 7, lambda a, b: b.result["prompts"] == 7 != a.result["prompts"]),
     "evaluation.samples": Case("eval", 2, lambda a, b: [len(x.result["samples"]) for x in (a, b)] == [3, 2]),
     "evaluation.judge": Case(
@@ -316,6 +366,8 @@ def outcome(
     def real(key: str, value: Any) -> Any:
         if key.endswith(".path"):
             return named.path(value)
+        if key == "ppo.start":
+            return str(finished_run / "policy")
         return str(named.folder / value) if key == "model" else value
 
     @lru_cache

@@ -8,11 +8,11 @@
 | `read_rankings` | `prompt`, `responses`, and `scores` (larger is better) or else best first |
 | `read_prompts` | `prompt` or `messages` |
 
-These are TRL's names. A preference may have a `margin`; without `prompt`, `chosen` and `rejected` are whole
-conversations that share their beginning. `columns` maps the names to a file's own, with dots and positions
-for nested values: `{response: solutions.0.text}`. A prompt is text (one user message; with `plain=True` text
-to continue) or a list of messages, `{role, content}` or `{from, value}`; a response is text or an assistant
-message, which may follow the prompt's.
+These are TRL's names. A preference may have a `margin` and an `origin`; without `prompt`, `chosen` and
+`rejected` are whole conversations that share their beginning. `columns` maps the names to a file's own, with
+dots and positions for nested values: `{response: solutions.0.text}`. A prompt is text (one user message; with
+`plain=True` text to continue) or a list of messages, `{role, content}` or `{from, value}`; a response is text or
+an assistant message, which may follow the prompt's.
 
 Every reader returns `(items, report)`. A row that cannot be used is in the report with reason and advice; a
 source of which nothing can be used is a UserError. Of `messages` the last assistant turn is the example.
@@ -23,6 +23,7 @@ source of which nothing can be used is a UserError. Of `messages` the last assis
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import chain
 from typing import TypeVar
 
@@ -92,14 +93,15 @@ def read_preferences(
         margin = row.number("margin") if row.get("margin", None) not in (None, "") else 0.0
         if margin < 0:
             raise RowError(f"'margin' is {margin:g}", "exchange the responses, or give a margin of 0 or more")
-        return Preference(prompt, chosen, rejected, margin)
+        origin = str(row.get("origin")) if row.has("origin") else ""
+        return Preference(prompt, chosen, rejected, margin, origin)
 
     forms = (
         ("prompt", "chosen", "rejected"),
         ("prompt", "first", "second", "preferred"),
         ("chosen", "rejected"),
     )
-    return _read(source, columns, forms, build, optional=("margin",))
+    return _read(source, columns, forms, build, optional=("margin", "origin"))
 
 
 def read_rankings(
@@ -135,7 +137,10 @@ def read_rankings(
 def read_prompts(
     source: str, columns: Columns | None = None, *, plain: bool = False
 ) -> tuple[list[Prompt], Report]:
-    """What the policy answers during PPO. An answer at the end of `messages` is cut off, and noted."""
+    """What the policy answers during PPO, with its row's other columns, for reward functions.
+
+    An answer at the end of `messages` is cut off, and noted.
+    """
     if source == film.SOURCE:
         _check_film(columns, plain)
         return film.film_prompts()
@@ -143,13 +148,14 @@ def read_prompts(
 
     def build(row: Row) -> Prompt:
         nonlocal answered
+        columns = row.others("prompt", "messages")
         if not row.has("messages"):
-            return row.prompt(plain)
+            return replace(row.prompt(plain), columns=columns)
         turns = row.messages("messages")
         if turns[-1]["role"] == "assistant":
             answered += 1
             turns = turns[:-1]
-        return asking(turns, row.where, "messages")
+        return replace(asking(turns, row.where, "messages"), columns=columns)
 
     items, report = _read(source, columns, (("prompt",), ("messages",)), build)
     if answered:

@@ -49,6 +49,11 @@ class Row:
                 return default
         return found
 
+    def others(self, *names: str) -> dict[str, Any]:
+        """The values of all columns but those that are read as `names`, by the file's own names."""
+        read = {self.columns.get(name, name) for name in names}
+        return {str(key): value for key, value in self.values.items() if key not in read}
+
     def has(self, name: str) -> bool:
         return self.get(name, None) is not None
 

@@ -1,6 +1,7 @@
 """Results as ordinary HF folders: a merged policy, a PEFT adapter, a sequence-classification reward model.
 
-Weights are written as safetensors into a temporary folder that is renamed when complete.
+Weights are written as safetensors into a temporary folder that is renamed when complete. `load_policy` goes the
+other way: a policy that is to be trained takes the trained weights of one that was saved.
 """
 
 from __future__ import annotations
@@ -17,12 +18,14 @@ from typing import Any
 import torch
 from peft import LoraConfig
 from peft.tuners.tuners_utils import BaseTunerLayer
-from safetensors.torch import save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
-from ppolite.models.body import Body, layer_path, wide
-from ppolite.models.roles import Norm
+from ppolite.models.body import Body, decoder_of, layer_path, layers_of, wide
+from ppolite.models.load import load_causal
+from ppolite.models.roles import Norm, Roles, same_bottom
 from ppolite.types import UserError
 
 
@@ -86,6 +89,21 @@ def save_policy(model: PreTrainedModel, body: Body, tokenizer: PreTrainedTokeniz
         tokenizer.save_pretrained(draft)
 
 
+def adapter_weights(body: Body) -> dict[str, nn.Parameter]:
+    """Both factors of each adapter, under the names that PEFT gives them in a file."""
+    layers, _ = layer_path(body.decoder)
+    stem = f"base_model.model.{body.decoder.base_model_prefix}.{layers}"
+    weights: dict[str, nn.Parameter] = {}
+    for name, module in body.layers.named_modules():
+        if isinstance(module, BaseTunerLayer):
+            index, _, rest = name.partition(".")
+            tuned: Any = module
+            for factor in ("lora_A", "lora_B"):
+                place = f"{stem}.{int(index) + body.start}.{rest}.{factor}.weight"
+                weights[place] = getattr(tuned, factor)["default"].weight
+    return weights
+
+
 def save_adapter(body: Body, config: LoraConfig | None, base: str, folder: Path) -> None:
     """A PEFT adapter for the model at `base`. Raises UserError when the run trained no adapter."""
     if config is None:
@@ -93,15 +111,7 @@ def save_adapter(body: Body, config: LoraConfig | None, base: str, folder: Path)
             "--adapter: this run trained whole layers; only train.kind: lora has an adapter to save"
         )
     layers, _ = layer_path(body.decoder)
-    stem = f"base_model.model.{body.decoder.base_model_prefix}.{layers}"
-    state: dict[str, Tensor] = {}
-    for name, module in body.layers.named_modules():
-        if isinstance(module, BaseTunerLayer):
-            index, _, rest = name.partition(".")
-            tuned: Any = module
-            for factor in ("lora_A", "lora_B"):
-                weight = getattr(tuned, factor)["default"].weight.detach().contiguous()
-                state[f"{stem}.{int(index) + body.start}.{rest}.{factor}.weight"] = weight
+    state = {name: weight.detach().contiguous() for name, weight in adapter_weights(body).items()}
     out = copy.deepcopy(config)
     out.base_model_name_or_path = base
     out.task_type = "CAUSAL_LM"
@@ -145,3 +155,66 @@ def save_reward(
         model.save_pretrained(draft, state_dict=state)
         tokenizer.save_pretrained(draft)
         (draft / "agreement.json").write_text(json.dumps(agreement, indent=1) + "\n", encoding="utf-8")
+
+
+def load_policy(roles: Roles, source: str) -> None:
+    """Give the policy the trained weights that `save_policy` (or, for adapters, `save_adapter`) wrote at `source`.
+
+    Frozen weights, the reference's among them, stay as they are. Raises UserError where those of `source` are
+    others, so that the policy would not be the one that was saved.
+    """
+    adapters = (Path(source) / "adapter_config.json").exists()
+    if adapters != (roles.lora is not None):
+        kind, wanted = ("lora", "adapter") if roles.lora else ("layers or full", "policy")
+        raise UserError(
+            f"ppo.start {source}: with train.kind {kind} a run goes on from the folder `{wanted}` of an earlier"
+            " one; name that" + (" (`ppolite ppo --adapter` writes it)" if roles.lora else "")
+        )
+    given = _adapter_file(roles, source) if adapters else _policy_weights(roles, source)
+    mine = adapter_weights(roles.policy) if adapters else _trained(roles.policy)
+    if {k: w.shape for k, w in given.items()} != {k: w.shape for k, w in mine.items()}:
+        raise UserError(
+            f"ppo.start {source}: it was trained in other layers or shapes than this run trains; give `trunk` and"
+            " `train` as they were there"
+        )
+    with torch.no_grad():
+        for name, weight in mine.items():
+            weight.copy_(given[name])
+
+
+def _trained(body: Body) -> dict[str, nn.Parameter]:
+    return {name: weight for name, weight in body.named_parameters() if weight.requires_grad}
+
+
+def _policy_weights(roles: Roles, source: str) -> dict[str, Tensor]:
+    """Weights by their names in the policy's body, of those that it trains."""
+    body, trunk = roles.policy, roles.trunk
+    model = load_causal(source, body.device)
+    frozen = {name: weight for name, weight in body.named_parameters() if not weight.requires_grad}
+    if type(model) is type(trunk.model) and body.start < len(layers_of(decoder_of(model))):
+        given = dict(Body.of(model, body.start).named_parameters())
+        if same_bottom(trunk.model, model, trunk.split, trunk.dtype) and all(
+            name in given and torch.equal(given[name].to(trunk.dtype), weight.to(trunk.dtype))
+            for name, weight in frozen.items()
+        ):
+            return {name: weight for name, weight in given.items() if name not in frozen}
+    raise UserError(
+        f"ppo.start {source}: weights that this run keeps frozen differ from those of its SFT model; name a policy"
+        " that was trained from the same one, with the same `trunk` and `train`"
+    )
+
+
+def _adapter_file(roles: Roles, source: str) -> dict[str, Tensor]:
+    assert roles.lora is not None
+    try:
+        made = json.loads((Path(source) / "adapter_config.json").read_text(encoding="utf-8"))
+        given = load_file(Path(source) / "adapter_model.safetensors")
+    except (OSError, ValueError, SafetensorError) as error:
+        raise UserError(f"ppo.start {source}: cannot be read ({error}); name another adapter") from error
+    for key, mine in {"r": roles.lora.r, "lora_alpha": roles.lora.lora_alpha}.items():
+        if made.get(key) != mine:
+            raise UserError(
+                f"ppo.start {source}: the adapter's {key} is {made.get(key)} and this run's {mine}; set train.lora_"
+                f"{'rank' if key == 'r' else 'alpha'}: {made.get(key)}"
+            )
+    return given

@@ -119,6 +119,14 @@ def load_causal(source: str, device: torch.device, *, trust_remote_code: bool = 
     return _model(AutoModelForCausalLM, source, device, trust_remote_code)
 
 
+def load_classifier(
+    source: str, device: torch.device, dtype: torch.dtype, *, trust_remote_code: bool = False
+) -> PreTrainedModel:
+    """A sequence classifier, whatever its head and its number of labels, held in `dtype`. Raises as `load_causal`."""
+    model: Any = _model(AutoModelForSequenceClassification, source, device, trust_remote_code)
+    return model.to(dtype)
+
+
 def load_reward(
     source: str, device: torch.device, *, trust_remote_code: bool = False
 ) -> tuple[PreTrainedModel, nn.Linear, Norm]:

@@ -30,7 +30,7 @@ PPO_PANELS: list[Panel] = [
         "KL to the reference, nats a sequence",
         [("kl/ref_seq", "train", TRAIN), ("heldout/kl_ref_seq", "held-out", HELDOUT)],
     ),
-    ("independent judge", [("heldout/judge", "held-out", HELDOUT)]),
+    ("judge", [("heldout/judge", "held-out", HELDOUT)]),
     ("clip fraction", [("policy/clip_fraction", "train", TRAIN)]),
     ("entropy, nats a token", [("policy/entropy", "train", TRAIN)]),
     ("length, tokens", [("length/mean", "train", TRAIN), ("heldout/length", "held-out", HELDOUT)]),
@@ -48,7 +48,7 @@ EARLIER_PANELS: dict[str, list[Panel]] = {
     "reward": [
         ("reward model: loss", [("loss/train", "train", TRAIN)]),
         (
-            "reward model: agreement with people",
+            "reward model: agreement",
             [
                 ("heldout/spearman", "Spearman, held-out", HELDOUT),
                 ("heldout/pair_accuracy", "pair accuracy, held-out", "#d9730d"),

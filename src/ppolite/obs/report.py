@@ -29,6 +29,9 @@ Eval = Mapping[str, Any]
 
 PROXY = '<span class="tag proxy">proxy: what PPO climbs</span>'
 JUDGE = '<span class="tag judge">independent judge</span>'
+TEACHER = (
+    '<span class="tag proxy">scored the training data as a stand-in for people: no independent witness</span>'
+)
 HELDOUT = '<span class="tag">held-out prompts</span>'
 TRAIN = '<span class="tag">training prompts</span>'
 
@@ -90,9 +93,9 @@ def page(name: str, facts: str, sections: Mapping[str, str]) -> str:
 <html lang="en"><head><meta charset="utf-8">
 <meta http-equiv="Content-Security-Policy" content="{POLICY}">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{_text(name)} · ppolite</title>
+<title>{escaped(name)} · ppolite</title>
 <style>{css}</style></head><body>
-<h1>{_text(name)}</h1>
+<h1>{escaped(name)}</h1>
 <p class="soft">{facts}</p>
 <nav>{links}</nav>
 {body}</body></html>
@@ -112,7 +115,7 @@ def _facts(rows: Sequence[Mapping[str, Any]]) -> str:
     ppo = [row for row in ppo if row is not worn]
     facts = [f"{len(ppo)} PPO steps"]
     if worn:
-        share = _number(worn.get("ess/share"), ".2f")
+        share = shown(worn.get("ess/share"), ".2f")
         facts.append(
             f"stopped before step {worn['step']}: the samples were worth only {share} of their number"
         )
@@ -129,10 +132,14 @@ def _headline(results: Eval) -> str:
     if not results:
         return _missing("no eval.json: `ppolite eval RUN` writes it")
     rows = [
+        *_score(results),
         _change(
-            f"score of the reward model {PROXY}", results, "score", "+.2f", results.get("score_gain_ci95")
+            f"score of the judge {TEACHER if _by_judge(results) else JUDGE}",
+            results,
+            "judge",
+            "+.3f",
+            results.get("judge_gain_ci95"),
         ),
-        _change(f"score of the judge {JUDGE}", results, "judge", "+.3f", results.get("judge_gain_ci95")),
         _change("length, tokens", results, "length", ".1f"),
         _change("distinct-2, share of word pairs that are new", results, "distinct2", ".3f"),
     ]
@@ -141,14 +148,29 @@ def _headline(results: Eval) -> str:
         '<table class="headline"><thead><tr><th></th><th>before (SFT)</th><th>after (PPO)</th><th>change</th>'
         f"<th>95 % interval of the change</th></tr></thead>{''.join(rows)}</table>"
     )
-    lines = [f"<p>Means over {_number(prompts, 'd')} {HELDOUT}, which no stage trained on.</p>", table]
+    lines = [f"<p>Means over {shown(prompts, 'd')} {HELDOUT}, which no stage trained on.</p>", table]
     if results.get("kl_ref_seq") is not None:
         lines.append(
-            f"<p>Distance from the SFT model: {_number(results['kl_ref_seq'], '.2f')} nats a sequence.</p>"
+            f"<p>Distance from the SFT model: {shown(results['kl_ref_seq'], '.2f')} nats a sequence.</p>"
         )
     if results.get("judge_after") is None:
         lines.append(_missing("no independent judge was asked, so the gain stands on the proxy alone"))
     return "\n".join(lines)
+
+
+def _score(results: Eval) -> list[str]:
+    """What PPO climbed, and each of the sources that it is made of."""
+    sources = results.get("scored_by") or ["model"]
+    alone = sources == ["model"]
+    whose = "score of the reward model" if alone else "score"
+    return [
+        _change(f"{whose} {PROXY}", results, "score", "+.2f", results.get("score_gain_ci95")),
+        *(_change(f"… of it {escaped(n)}", results, f"reward/{n}", "+.3f") for n in sources if not alone),
+    ]
+
+
+def _by_judge(results: Eval) -> bool:
+    return results.get("taught_by") == "judge"
 
 
 def _change(label: str, results: Eval, key: str, form: str, ci: Sequence[float] | None = None) -> str:
@@ -156,11 +178,11 @@ def _change(label: str, results: Eval, key: str, form: str, ci: Sequence[float] 
     if before is None and after is None:
         return ""
     gain = after - before if before is not None and after is not None else None
-    interval = f"{_number(ci[0], '+.3f')} … {_number(ci[1], '+.3f')}" if ci else ""
+    interval = f"{shown(ci[0], '+.3f')} … {shown(ci[1], '+.3f')}" if ci else ""
     signed = form if form.startswith("+") else f"+{form}"
     return (
-        f"<tr><td>{label}</td><td>{_number(before, form)}</td><td>{_number(after, form)}</td>"
-        f"<td>{_number(gain, signed)}</td><td>{interval}</td></tr>"
+        f"<tr><td>{label}</td><td>{shown(before, form)}</td><td>{shown(after, form)}</td>"
+        f"<td>{shown(gain, signed)}</td><td>{interval}</td></tr>"
     )
 
 
@@ -180,11 +202,13 @@ def figure(path: Path, caption: str) -> str:
 
 def _stages(plots: Mapping[str, Path], results: Eval) -> str:
     lines = [_figures(plots, ["stages"], "no SFT or reward-model steps in metrics.jsonl")]
-    if results.get("rm_spearman") is not None:
+    if results.get("rm_pair_accuracy") is not None:
+        who = "the judge, a stand-in for people," if _by_judge(results) else "people"
+        rank = results.get("rm_spearman")
+        spearman = "" if rank is None else f"Spearman {shown(rank, '.3f')}, "
         lines.append(
-            "<p>The reward model against people, on held-out rows: "
-            f"Spearman {_number(results['rm_spearman'], '.3f')}, right on "
-            f"{_number(results.get('rm_pair_accuracy'), '.1%')} of the pairs that people told apart.</p>"
+            f"<p>The reward model on held-out rows: {spearman}right on "
+            f"{shown(results['rm_pair_accuracy'], '.1%')} of the pairs that {who} told apart.</p>"
         )
     lines.append(_figures(plots, ["rm_calibration"], "no calibration of the reward model in eval.json"))
     return "\n".join(lines)
@@ -200,18 +224,18 @@ def _samples(results: Eval) -> str:
 def _sample(sample: Mapping[str, Any]) -> str:
     sides = "".join(
         f'<div><div class="label">{name}{_scores(sample, side)}</div>'
-        f'<div class="text">{_text(sample.get(side, ""))}</div></div>'
+        f'<div class="text">{escaped(sample.get(side, ""))}</div></div>'
         for side, name in (("before", "before (SFT)"), ("after", "after (PPO)"))
     )
     return (
-        f'<div class="sample"><div class="prompt">{_text(sample.get("prompt", ""))}</div>'
+        f'<div class="sample"><div class="prompt">{escaped(sample.get("prompt", ""))}</div>'
         f'<div class="sides">{sides}</div></div>\n'
     )
 
 
 def _scores(sample: Mapping[str, Any], side: str) -> str:
     named = (("proxy", sample.get(f"score_{side}")), ("judge", sample.get(f"judge_{side}")))
-    return "".join(f" · {name} {_number(value, '+.2f')}" for name, value in named if value is not None)
+    return "".join(f" · {name} {shown(value, '+.2f')}" for name, value in named if value is not None)
 
 
 def _tokens(rollouts: Sequence[Mapping[str, Any]], complaints: Sequence[str]) -> str:
@@ -227,14 +251,16 @@ def _tokens(rollouts: Sequence[Mapping[str, Any]], complaints: Sequence[str]) ->
 
 
 def _missing(text: str) -> str:
-    return f'<p class="missing">Left out: {_text(text)}.</p>\n'
+    return f'<p class="missing">Left out: {escaped(text)}.</p>\n'
 
 
-def _number(value: float | None, form: str) -> str:
+def shown(value: float | None, form: str) -> str:
+    """A figure as the page has it; a dash where there is none."""
     if value is None or not math.isfinite(value):
         return "–"
     return f"{value:{form}}".replace("-", "−")
 
 
-def _text(value: object) -> str:
+def escaped(value: object) -> str:
+    """Text of models and data, harmless in HTML and visible."""
     return html.escape(visible(str(value)))

@@ -11,9 +11,11 @@ from rich.table import Table
 
 from ppolite.obs.visible import visible
 
+TEACHER = "judge (scored the training data as a stand-in for people: no independent witness)"
+
 ROWS = (
-    ("score", "predicted score (reward model, trained against)", "{:.2f}"),
-    ("judge", "independent judge (never seen in training)", "{:.3f}"),
+    ("score", "{score}", "{:.2f}"),
+    ("judge", "{judge}", "{:.3f}"),
     ("length", "length, tokens", "{:.1f}"),
     ("distinct2", "distinct-2 (diversity)", "{:.3f}"),
     ("cut_share", "cut by the length limit", "{:.1%}"),
@@ -22,14 +24,23 @@ ROWS = (
 
 def before_after_table(result: Mapping[str, Any], samples: int = 4) -> Group:
     """Figures of `eval.json` and a few answers, before and after."""
+    judge = TEACHER if result.get("taught_by") == "judge" else "independent judge (never seen in training)"
+    sources = result.get("scored_by") or ["model"]
+    alone = sources == ["model"]
+    score = "predicted score (reward model, trained against)" if alone else "score, trained against"
+    rows = [
+        *ROWS[:1],
+        *((f"reward/{name}", f"  {name}", "{:.3f}") for name in sources if not alone),
+        *ROWS[1:],
+    ]
     table = Table("on held-out prompts", "before (SFT)", "after (PPO)", "gain, 95 % interval")
-    for key, label, form in ROWS:
+    for key, label, form in rows:
         before, after = result.get(f"{key}_before"), result.get(f"{key}_after")
         if before is None or after is None:
             continue
         interval = result.get(f"{key}_gain_ci95")
         gain = f"{after - before:+.2f}  [{interval[0]:+.2f}, {interval[1]:+.2f}]" if interval else ""
-        table.add_row(label, form.format(before), form.format(after), gain)
+        table.add_row(label.format(judge=judge, score=score), form.format(before), form.format(after), gain)
     table.add_row("KL to the SFT model, nats a sequence", "0", f"{result['kl_ref_seq']:.2f}", "")
     table.caption = f"{result['prompts']} prompts" + _agreement(result)
     texts = Table("prompt", "before", "after", title="samples", show_lines=True)
@@ -44,4 +55,5 @@ def _agreement(result: Mapping[str, Any]) -> str:
         return ""
     spearman = result.get("rm_spearman")
     rank = f", Spearman {spearman:.2f}" if spearman is not None else ""
-    return f"; the reward model ranks {accuracy:.1%} of held-out pairs as people do{rank}"
+    who = "the judge does, a stand-in for people" if result.get("taught_by") == "judge" else "people do"
+    return f"; the reward model ranks {accuracy:.1%} of held-out pairs as {who}{rank}"

@@ -25,7 +25,7 @@ from ppolite.models.roles import Roles
 from ppolite.models.sequences import Sequences
 from ppolite.rollout.experience import over_batches, sequences
 from ppolite.rollout.local import LocalGenerator
-from ppolite.rollout.record import read_samples, write_samples
+from ppolite.rollout.record import Origin, read_samples, write_samples
 from ppolite.types import Prompt, Rollout
 
 
@@ -63,14 +63,7 @@ def sft_samples(
 
     `generator` belongs to the reference. Returns the samples with their log μ, and whether they were drawn.
     """
-    origin = {
-        "model": fingerprint(roles.reference),
-        "prompts": _digest(repr([(p.messages, p.text) for p in prompts]).encode()),
-        "seed": seed,
-        "max_new_tokens": config.max_new_tokens,
-        "temperature": config.temperature,
-        "top_p": config.top_p,
-    }
+    origin = origin_of(roles, prompts, config, seed)
     kept = read_samples(path, origin, prompts, say)
     samples = kept
     if samples is None:
@@ -79,6 +72,18 @@ def sft_samples(
         write_samples(path, origin, samples)
     remember(roles, samples, config, lambda part: roles.ref_logprobs(part, config.temperature))
     return samples, kept is None
+
+
+def origin_of(roles: Roles, prompts: Sequence[Prompt], config: PPO, seed: int) -> Origin:
+    """What the reference's responses to `prompts` depend on."""
+    return {
+        "model": fingerprint(roles.reference),
+        "prompts": _digest(repr([(p.messages, p.text) for p in prompts]).encode()),
+        "seed": seed,
+        "max_new_tokens": config.max_new_tokens,
+        "temperature": config.temperature,
+        "top_p": config.top_p,
+    }
 
 
 def fingerprint(body: Body) -> str:

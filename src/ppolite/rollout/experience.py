@@ -154,6 +154,7 @@ def make_experience(
         "value/mean": float(masked_mean(values_BR, mask_BR)),
         "sampler/gap_mean": float(gap_BR.mean()),
         "sampler/gap_max": float(gap_BR.max()),
+        **source_means(rollouts),
     }
     if not fresh:
         diagnostics |= weight_figures(log_w_BR, weights_BR, mask_BR, kind)
@@ -165,6 +166,12 @@ def make_experience(
         diagnostics=diagnostics,
     )  # fmt: skip
     return experience, seqs
+
+
+def source_means(rollouts: Sequence[Rollout]) -> dict[str, float]:
+    """`reward/NAME`: the mean of what each source of `ppo.rewards` gave, in its own units; empty without sources."""
+    names = [name for name in rollouts[0].rewards if all(name in r.rewards for r in rollouts)]
+    return {f"reward/{name}": sum(r.rewards[name] for r in rollouts) / len(rollouts) for name in names}
 
 
 def checked_scores(scores: Sequence[float], count: int) -> Tensor:

@@ -2,12 +2,14 @@
 
 step-N.parquet    with their per-token numbers, for people to look at, a row for each response
 sft.jsonl         samples that are learned from again and again: their origin, then a line for each
+unscored-N.jsonl  a round that its reward source failed on: a line for each, with the prompt's other columns
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +42,7 @@ def write_rollouts(
                 "finish": rollout.finish,
                 "version": rollout.version,
                 "score": float(experience.scores_B[i]),
+                **{f"reward/{name}": value for name, value in rollout.rewards.items()},
                 "tokens": [str(tokenizer.decode([t])) for t in rollout.response_ids],
                 "sampler_logprobs": rollout.logprobs_R.tolist(),
                 "behaviour_logprobs": cut(experience.behaviour_logprobs_BR),
@@ -64,20 +67,37 @@ def write_rollouts(
 def write_samples(path: Path, origin: Origin, samples: Sequence[Rollout]) -> None:
     """Whole or not at all."""
     lines: list[dict[str, Any]] = [{"origin": origin}]
-    lines += [
-        {
-            "prompt": r.prompt.last,
-            "response": r.text,
-            "finish": r.finish,
-            "prompt_ids": r.prompt_ids,
-            "response_ids": r.response_ids,
-            "sampler_logprobs": r.logprobs_R.tolist(),
-        }
-        for r in samples
+    _write_lines(path, lines + [_line(r) for r in samples])
+
+
+def write_unscored(folder: Path, rollouts: Sequence[Rollout]) -> Path:
+    """`unscored-N.jsonl` with the first N that is free. Values that JSON has no form for become text."""
+    taken = {path.name for path in folder.glob("unscored-*.jsonl")}
+    name = next(name for n in count(1) if (name := f"unscored-{n}.jsonl") not in taken)
+    more = [
+        {"messages": r.prompt.messages, "version": r.version, "columns": r.prompt.columns} for r in rollouts
     ]
+    _write_lines(folder / name, [_line(r) | m for r, m in zip(rollouts, more, strict=True)])
+    return folder / name
+
+
+def _line(r: Rollout) -> dict[str, Any]:
+    return {
+        "prompt": r.prompt.last,
+        "response": r.text,
+        "finish": r.finish,
+        "prompt_ids": r.prompt_ids,
+        "response_ids": r.response_ids,
+        "sampler_logprobs": r.logprobs_R.tolist(),
+    }
+
+
+def _write_lines(path: Path, lines: Sequence[dict[str, Any]]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.part")
-    draft.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in lines), encoding="utf-8")
+    text = "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in lines)
+    # A column may hold half of a surrogate pair, which UTF-8 does not.
+    draft.write_text(text, encoding="utf-8", errors="backslashreplace")
     draft.rename(path)
 
 

@@ -1,7 +1,8 @@
 """Before against after, on held-out prompts that neither training nor the choice of the best policy has seen.
 
-Reads a finished run: `RUN/sft` (or the recipe's model), `RUN/policy`, `RUN/reward`. The score is the reward
-model's, which PPO trained against; the judge is independent of it.
+Reads a finished run: `RUN/sft` (or the recipe's model), `RUN/policy`, `RUN/reward`. The score is that of the sources
+which PPO trained against, the reward model where `ppo.rewards` names no others (`scored_by` says which); the judge is
+independent of them.
 
     ppolite eval runs/film --json
 """
@@ -21,18 +22,33 @@ from ppolite.data.judge import vader_judge
 from ppolite.models.load import load_causal, load_reward
 from ppolite.models.roles import Norm, Roles, check_vocabulary, same_bottom
 from ppolite.models.trunk import Body, Trunk
-from ppolite.rollout.evaluate import Judge, before_and_after, distance, mean
+from ppolite.obs.metrics import bootstrap_mean_ci, distinct_n
+from ppolite.rollout.evaluate import Judge, before_and_after, distance, length, mean
+from ppolite.rollout.experience import source_means
 from ppolite.rollout.local import LocalGenerator
 from ppolite.rollout.score import TrunkScorer
-from ppolite.stages.loop import Opened, derive_seed, load_prompts, log, open_model, tests_of, write_json
-from ppolite.types import Prompt, Rollout, UserError
+from ppolite.stages.loop import (
+    Opened,
+    derive_seed,
+    load_prompts,
+    log,
+    open_model,
+    round_folders,
+    sft_folder,
+    tests_of,
+    write_json,
+)
+from ppolite.stages.scoring import open_scorer, scored_by
+from ppolite.types import Prompt, Rollout, Scorer, UserError
 
 
 def finished(recipe: Recipe, run_dir: Path) -> tuple[Opened, Roles]:
     """The run's SFT model as trunk and reference, its policy and reward model on top."""
     if not (run_dir / "policy").exists():
+        if made := [folder for folder in round_folders(run_dir) if (folder / "policy").exists()]:
+            raise UserError(f"{run_dir}: its policies are in its rounds; name one, for instance {made[-1]}")
         raise UserError(f"{run_dir}: no trained policy in it; run `ppolite run` with this folder first")
-    sft = run_dir / "sft"
+    sft = sft_folder(run_dir)
     opened = open_model(recipe, str(sft) if sft.exists() else None)
     policy = load_causal(str(run_dir / "policy"), opened.device)
     reward, score, norm = None, None, Norm()
@@ -59,12 +75,26 @@ def prompts_for_eval(config: PPO, opened: Opened, recipe: Recipe) -> list[Prompt
 
 def judge_rollouts(rollouts: Sequence[Rollout]) -> list[float]:
     """VADER's compound score, −1..1, of each whole text."""
-    return vader_judge([judge_text(r.prompt, r.text) for r in rollouts])
+    return judge_texts([(r.prompt, r.text) for r in rollouts])
+
+
+def judge_texts(answers: Sequence[tuple[Prompt, str]]) -> list[float]:
+    """The same of prompts and their answers."""
+    return vader_judge([judge_text(prompt, text) for prompt, text in answers])
 
 
 def judge_of(recipe: Recipe) -> Judge | None:
     """The independent judge that the recipe names, if it names one."""
     return judge_rollouts if recipe.evaluation.judge == "vader" else None
+
+
+def scorer_of(recipe: Recipe, run_dir: Path, opened: Opened, roles: Roles) -> Scorer | None:
+    """The sources that PPO climbed; None where the recipe names none and there is no reward model."""
+    assert recipe.ppo is not None
+    config, train = recipe.ppo, list[Prompt]()
+    if config.rewards:
+        train, _ = load_prompts(config.prompts, opened, config.max_new_tokens, recipe.seed)
+    return open_scorer(recipe, run_dir, opened, roles, train) if config.rewards or roles.reward else None
 
 
 def evaluate_run(recipe: Recipe, run_dir: str | Path) -> dict[str, Any]:
@@ -80,15 +110,18 @@ def evaluate_run(recipe: Recipe, run_dir: str | Path) -> dict[str, Any]:
         LocalGenerator(body, opened.tokenizer, opened.stop_ids).generate(prompts, sampling, seed=seed)
         for body in (roles.reference, roles.policy)
     )
-    scorer = TrunkScorer(roles, recipe.ppo.optim.micro_batch_tokens)
+    scorer = scorer_of(recipe, run_dir, opened, roles)
     result = before_and_after(
         before,
         after,
-        scorer.score if roles.reward else None,
+        scorer.score if scorer else None,
         judge_of(recipe),
         seed=seed,
         samples=recipe.evaluation.samples,
     )
+    result["scored_by"] = scored_by(recipe) if scorer else None
+    for when, rollouts in {"before": before, "after": after}.items():
+        result |= {f"{key}_{when}": value for key, value in source_means(rollouts).items()}
     result["kl_ref_seq"] = mean(distance(roles, after, recipe.ppo))
     agreement = run_dir / "reward" / "agreement.json"
     report = json.loads(agreement.read_text(encoding="utf-8")) if agreement.exists() else {}
@@ -97,6 +130,51 @@ def evaluate_run(recipe: Recipe, run_dir: str | Path) -> dict[str, Any]:
     result["rm_pair_accuracy"] = report.get("pair_accuracy")
     result["rm_calibration"] = report.get("calibration")
     result["rm_held_out"] = report.get("held_out")
+    result["taught_by"] = recipe.reward.taught_by if recipe.reward else None
     result["evaluation"] = recipe.evaluation.model_dump()
     write_json(run_dir / "eval.json", result)
     return result
+
+
+def side_by_side(recipe: Recipe, rounds: Sequence[Path]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The SFT model and the policies of all rounds on the same prompts, scored by the last round's reward model.
+
+    Returns figures of each, with the gain over the one before it, and a few answers. Prompts, sampling and thus
+    answers are those of `evaluate_run`.
+    """
+    assert recipe.ppo is not None
+    opened, roles = finished(recipe, rounds[-1])
+    prompts = prompts_for_eval(recipe.ppo, opened, recipe)
+    seed = derive_seed(recipe.seed, "eval")
+    judges = {
+        "score": TrunkScorer(roles, recipe.ppo.optim.micro_batch_tokens).score,
+        "judge": judge_of(recipe),
+    }
+    made: list[dict[str, Any]] = []
+    samples: list[dict[str, Any]] = [
+        {"prompt": p.last, "answers": []} for p in prompts[: recipe.evaluation.samples]
+    ]
+    columns: dict[str, list[float]] = {}
+    for name, folder in {"SFT": None, **{f"round {i}": folder for i, folder in enumerate(rounds, 1)}}.items():
+        body = roles.reference if folder is None else _policy_of(folder, opened)
+        rollouts = LocalGenerator(body, opened.tokenizer, opened.stop_ids).generate(
+            prompts, recipe.ppo.sampling, seed=seed
+        )
+        row: dict[str, Any] = {"name": name}
+        for key, judge in judges.items():
+            values = judge(rollouts) if judge else []
+            row[key] = mean(values) if values else None
+            gain = [a - b for a, b in zip(values, columns.get(key, []), strict=False)]
+            row[f"{key}_gain_ci95"] = list(bootstrap_mean_ci(gain, seed=seed)) if gain else None
+            columns[key] = values
+        row |= {"length": length(rollouts), "distinct2": distinct_n([r.text for r in rollouts], 2)}
+        made.append(row)
+        for sample, rollout in zip(samples, rollouts, strict=False):
+            sample["answers"].append(rollout.text)
+    return made, samples
+
+
+def _policy_of(folder: Path, opened: Opened) -> Body:
+    body = Body.of(load_causal(str(folder / "policy"), opened.device), 0, dtype=opened.dtype)
+    body.hold({})
+    return body

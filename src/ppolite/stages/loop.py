@@ -7,6 +7,7 @@ import json
 import logging
 import math
 import random
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,10 +77,24 @@ def open_model(recipe: Recipe, source: str | None = None) -> Opened:
     return Opened(name, model, tokenizer, stops, device, compute_dtype(recipe.dtype, device), context)
 
 
+def sft_folder(run_dir: Path) -> Path:
+    """`RUN/sft`; rounds of `ppolite iterate` share that of the whole run, a folder up."""
+    own, whole = run_dir / "sft", run_dir.resolve().parent
+    shared = run_dir.resolve() in round_folders(whole) and (whole / "recipe.yaml").exists()
+    return whole / "sft" if shared and not own.exists() else own
+
+
+def round_folders(run_dir: Path) -> list[Path]:
+    """Rounds of `ppolite iterate` in a run, the first one first."""
+    numbers = [re.fullmatch(r"round-([1-9]\d*)", folder.name) for folder in run_dir.glob("round-*")]
+    return [run_dir / f"round-{n}" for n in sorted(int(found[1]) for found in numbers if found)]
+
+
 def after_sft(recipe: Recipe, run_dir: Path) -> str | None:
-    """`RUN/sft`, or None for the recipe's model; a recipe whose `sft` has not been done gets a warning."""
-    if (run_dir / "sft").exists():
-        return str(run_dir / "sft")
+    """The SFT result, or None for the recipe's model; a recipe whose `sft` has not been done gets a warning."""
+    folder = sft_folder(run_dir)
+    if folder.exists():
+        return str(folder)
     if recipe.sft is not None:
         log.warning(
             "%s: no sft result in it; starting from %s. `ppolite sft` comes first", run_dir, recipe.model
@@ -108,7 +123,7 @@ def open_reward(config: PPO, run_dir: Path, device: torch.device) -> Any:
         )
     if accuracy < floor:
         raise UserError(
-            f"{folder}: the reward model ranks only {accuracy:.1%} of held-out pairs as people do, below "
+            f"{folder}: the reward model is right on only {accuracy:.1%} of held-out pairs, below "
             f"ppo.min_rm_accuracy ({floor:.1%}); improve its data, or go on "
             "with --set ppo.min_rm_accuracy=0"
         )

@@ -23,14 +23,14 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ppolite.config import Recipe, save_recipe
 from ppolite.data.chat import encode_prompt
-from ppolite.models.export import save_adapter, save_policy
+from ppolite.models.export import load_policy, save_adapter, save_policy
 from ppolite.models.load import load_causal
 from ppolite.models.roles import build_roles
 from ppolite.models.trunk import Sequences
@@ -39,9 +39,9 @@ from ppolite.ops.kl import AdaptiveLeash, AdaptivePenalty, FixedLeash
 from ppolite.ops.losses import explained_variance, value_loss
 from ppolite.ops.packing import token_batches
 from ppolite.rollout.evaluate import distance, length, mean
-from ppolite.rollout.experience import make_experience, over_batches
+from ppolite.rollout.experience import checked_scores, make_experience, over_batches, source_means
 from ppolite.rollout.local import LocalGenerator
-from ppolite.rollout.record import write_rollouts
+from ppolite.rollout.record import write_rollouts, write_unscored
 from ppolite.rollout.score import TrunkScorer
 from ppolite.stages.evaluate import judge_of
 from ppolite.stages.loop import (
@@ -58,24 +58,38 @@ from ppolite.stages.loop import (
 )
 from ppolite.stages.objective import MAXIMA, policy_loss, update_kl
 from ppolite.stages.rounds import Rounds
+from ppolite.stages.scoring import open_scorer
 from ppolite.types import Experience, Leash, Prompt, Rollout, Scorer, UserError
 
 
+class Best(NamedTuple):
+    """The best policy so far."""
+
+    step: int
+    score: float
+    weights: list[Tensor]
+    within: bool
+    """Whether it is within `max_kl`, as all are but perhaps the one of the start."""
+
+
 class PPO:
-    """The trainer. `scorer` replaces the recipe's reward model; with neither, pass `scores` to `step`."""
+    """The trainer. `scorer` replaces the recipe's reward sources; with neither, pass `scores` to `step`."""
 
     def __init__(self, recipe: Recipe, run_dir: str | Path, *, scorer: Scorer | None = None) -> None:
         if recipe.ppo is None:
             raise UserError("this recipe has no `ppo` section; add one with its `prompts`")
         self.recipe, self.config, self.run_dir = recipe, recipe.ppo, Path(run_dir)
+        self.seed = recipe.seed if self.config.seed is None else self.config.seed
         self.opened = open_model(recipe, after_sft(recipe, self.run_dir))
         train, held = load_prompts(self.config.prompts, self.opened, self.config.max_new_tokens, recipe.seed)
         self.held, self.held_out = held, held[: self.config.eval_prompts]
         probe = [encode_prompt(self.opened.tokenizer, p) for p in train[:4]]
         trunk = open_trunk(recipe, self.opened, probe)
-        reward = None if scorer else open_reward(recipe.ppo, self.run_dir, self.opened.device)
+        asks_model = scorer is None and self.config.asks_model
+        reward = open_reward(recipe.ppo, self.run_dir, self.opened.device) if asks_model else None
         if reward is None and self.config.critic_init == "reward":
-            log.warning("no reward model in %s, so the critic starts at zero", self.run_dir)
+            where = "ppo.rewards" if scorer is None and not asks_model else self.run_dir
+            log.warning("no reward model in %s, so the critic starts at zero", where)
         separate = (
             None
             if recipe.roles == "shared"
@@ -91,7 +105,9 @@ class PPO:
             critic_init=self.config.critic_init,
             reward_scale=self.config.reward_scale,
         )
-        self.scorer: Scorer = scorer or TrunkScorer(self.roles, self.config.optim.micro_batch_tokens)
+        if self.config.start:
+            load_policy(self.roles, self.config.start)
+        self.scorer: Scorer = scorer or open_scorer(recipe, self.run_dir, self.opened, self.roles, train)
         self.generator = LocalGenerator(self.roles.policy, self.opened.tokenizer, self.opened.stop_ids)
         updates = self.config.steps * self.config.epochs * self.config.minibatches
         self.learner = Learner(self.roles.policy.trained(), self.config.optim, updates)
@@ -108,11 +124,11 @@ class PPO:
             self.opened,
             train,
             lambda rollouts: self.score(rollouts),
-            recipe.seed,
+            self.seed,
             self.run_dir / "rollouts" / "sft.jsonl",
         )
         self.steps_done = 0
-        self.best: tuple[int, float, list[Tensor]] | None = None
+        self.best: Best | None = None
 
     # What a step is made of.
 
@@ -125,8 +141,22 @@ class PPO:
         return self.rounds.generate(prompts)
 
     def score(self, rollouts: Sequence[Rollout]) -> list[float]:
-        """One number for each rollout, larger is better, from the reward model or the given scorer."""
-        return self.scorer.score(rollouts)
+        """One number for each rollout, larger is better, from the recipe's sources or the given scorer.
+
+        Where they fail, the rollouts are kept in `RUN/rollouts/unscored-N.jsonl` before the error goes on.
+        """
+        try:
+            scores = self.scorer.score(rollouts)
+            checked_scores(scores, len(rollouts))
+        except Exception as error:
+            kept = write_unscored(self.run_dir / "rollouts", rollouts)
+            if isinstance(error, UserError):
+                raise UserError(
+                    f"{error}. The {len(rollouts)} responses without a score are in {kept}"
+                ) from error
+            log.warning("the scorer failed; the %d responses without a score are in %s", len(rollouts), kept)
+            raise
+        return scores
 
     def next_round(self) -> tuple[list[Rollout], list[float]]:
         """Rollouts of the recipe's behaviour policy, with their scores."""
@@ -162,7 +192,7 @@ class PPO:
         return metrics
 
     def update(self, experience: Experience, seqs: Sequences) -> dict[str, float]:
-        seed = derive_seed(self.recipe.seed, "ppo-shuffle", self.steps_done)
+        seed = derive_seed(self.seed, "ppo-shuffle", self.steps_done)
         shuffle = torch.Generator().manual_seed(seed)
         rows: list[dict[str, float]] = []
         for _ in range(self.config.epochs):
@@ -215,7 +245,8 @@ class PPO:
     def evaluate(self) -> dict[str, float]:
         """Score, KL to the reference, length and the judge's opinion on held-out prompts.
 
-        Keeps the policy whose score is best within `max_kl`. The judge has no say in that.
+        Keeps the policy whose score is best within `max_kl`, and that of the start until there is one, wherever it
+        is. The judge has no say in that.
         """
         prompts, sampling = self.held_out, self.config.sampling
         if not prompts:
@@ -227,13 +258,16 @@ class PPO:
             "heldout/score": mean(self.score(rollouts)),
             "heldout/kl_ref_seq": mean(distance(self.roles, rollouts, self.config)),
             "heldout/length": length(rollouts),
+            **{f"heldout/{key}": value for key, value in source_means(rollouts).items()},
         }
         if judge := judge_of(self.recipe):
             result["heldout/judge"] = mean(judge(rollouts))
-        within = result["heldout/kl_ref_seq"] <= self.config.max_kl
-        if within and (self.best is None or result["heldout/score"] > self.best[1]):
+        score, within = result["heldout/score"], result["heldout/kl_ref_seq"] <= self.config.max_kl
+        best = self.best
+        better = best is None or not best.within or score > best.score
+        if (within and better) or (best is None and self.steps_done == 0):
             kept = [p.detach().to("cpu", copy=True) for p in self.roles.policy.trained()]
-            self.best = (self.steps_done, result["heldout/score"], kept)
+            self.best = Best(self.steps_done, score, kept, within)
         return result
 
     def save(self, folder: str | Path | None = None, *, adapter: bool = False) -> Path:
@@ -299,14 +333,15 @@ class PPO:
 
     def finish(self) -> dict[str, Any]:
         """Put the best policy in place and save it."""
-        assert self.best is not None, "the untrained policy is within every leash"
-        step, score, kept = self.best
+        assert self.best is not None, "that of the start is kept wherever it is"
+        step, score, kept, _ = self.best
         if step == 0:
+            start = self.config.start or "the SFT model"
             log.warning(
-                "no policy within ppo.max_kl = %g nats scored better than the SFT model on held-out prompts; "
-                "saving the SFT model. Raise max_kl or kl.beta, or train longer",
-                self.config.max_kl,
-            )
+                "no policy within ppo.max_kl = %g nats scored better than %s on held-out prompts; "
+                "saving %s. Raise max_kl or kl.beta, or train longer",
+                self.config.max_kl, start, start,
+            )  # fmt: skip
         with torch.no_grad():
             for weight, best in zip(self.roles.policy.trained(), kept, strict=True):
                 weight.copy_(best)

@@ -62,6 +62,7 @@ class Row:
     prompt: Prompt
     encoded: tuple[tuple[list[int], list[int]], ...]
     target: float
+    origin: str = ""
 
     @property
     def size(self) -> int:
@@ -76,13 +77,14 @@ class RewardModel:
         if recipe.reward is None:
             raise UserError("this recipe has no `reward` section; add one with its `data`")
         self.recipe, self.config, self.run_dir = recipe, recipe.reward, Path(run_dir)
+        self.data = self.config.source
         self.opened = open_model(recipe, after_sft(recipe, self.run_dir))
-        train, held = load_split(self.config.data, ITEMS[self.config.kind], recipe.seed)
-        self.train = self.encode(train, self.config.data.limit)
+        train, held = load_split(self.data, ITEMS[self.config.kind], recipe.seed)
+        self.train = self.encode(train, self.data.limit)
         self.held = self.encode(held, self.config.eval_examples)
         if not self.train or len(self.held) < 8:
             raise UserError(
-                f"reward.data {self.config.data.path}: {len(self.train)} rows to train on, {len(self.held)} "
+                f"reward.data {self.data.path}: {len(self.train)} rows to train on, {len(self.held)} "
                 "held out; at least 1 and 8 are needed (see data.held_out and max_tokens)"
             )
         self.trunk = open_trunk(
@@ -113,9 +115,7 @@ class RewardModel:
         targets = torch.tensor([row.target for row in self.train])
         spread = float(targets.std(correction=0))
         if spread == 0:
-            raise UserError(
-                f"reward.data {self.config.data.path}: every score is {targets[0]:g}; nothing to learn"
-            )
+            raise UserError(f"reward.data {self.data.path}: every score is {targets[0]:g}; nothing to learn")
         return float(targets.mean()), spread
 
     def _pairs_apart(self) -> None:
@@ -124,7 +124,7 @@ class RewardModel:
         spread = max(targets) - min(targets)
         if self.config.kind == "scores" and (spread == 0 or spread < self.config.pair_gap):
             raise UserError(
-                f"reward.data {self.config.data.path}: the {len(targets)} held-out scores are at most "
+                f"reward.data {self.data.path}: the {len(targets)} held-out scores are at most "
                 f"{spread:g} apart, so no pair counts with reward.pair_gap {self.config.pair_gap:g}; lower "
                 "it, or hold out more rows"
             )
@@ -142,7 +142,8 @@ class RewardModel:
             if longest > limit:
                 log.warning("%s: %d tokens, limit %d; left out", item.prompt.source, longest, limit)
                 continue
-            rows.append(Row(item.prompt, encoded, target))
+            origin = item.origin if isinstance(item, Preference) else ""
+            rows.append(Row(item.prompt, encoded, target, origin))
         return rows
 
     def sequences(self, rows: Sequence[Row]) -> Sequences:
@@ -209,7 +210,10 @@ class RewardModel:
         self.mean += sum(error) / len(error)
 
     def agreement(self) -> dict[str, Any]:
-        """How well held-out rows are judged: pairwise accuracy always, correlations for scores."""
+        """How well held-out rows are judged: pairwise accuracy always, correlations for scores.
+
+        Pairs of several origins also get `by_origin`: accuracy and number of rows of each.
+        """
         predicted = self.predict(self.held)
         if self.config.kind == "scores":
             flat = [p[0] for p in predicted]
@@ -223,12 +227,13 @@ class RewardModel:
                 "calibration": [list(group) for group in calibration(flat, targets)],
                 "held_out": len(targets),
             }
-        right = [
-            1.0 if better > worse else 0.5 if better == worse else 0.0
-            for scores in predicted
-            for better, worse in combinations(scores, 2)
-        ]
-        return {"pair_accuracy": sum(right) / len(right), "held_out": len(self.held)}
+        result: dict[str, Any] = {"pair_accuracy": _right(predicted), "held_out": len(self.held)}
+        origins = {row.origin: [] for row in self.held}
+        for row, scores in zip(self.held, predicted, strict=True):
+            origins[row.origin].append(scores)
+        if set(origins) != {""}:
+            result["by_origin"] = {k: [_right(part), len(part)] for k, part in sorted(origins.items())}
+        return result
 
     def run(self) -> dict[str, Any]:
         """Train, measure, save `RUN/reward`. Returns the agreement on held-out rows."""
@@ -279,6 +284,16 @@ class RewardModel:
         budget = self.config.optim.micro_batch_tokens
         scores_B = over_batches(self.trunk.bottom(seqs, budget), budget, self.body.scores) + offset
         return float(scores_B.mean()), max(float(scores_B.std(correction=0)), 1e-6)
+
+
+def _right(predicted: Sequence[Sequence[float]]) -> float:
+    """Share of the pairs in rows, best first, whose better one has the higher score; a tie counts ½."""
+    right = [
+        1.0 if better > worse else 0.5 if better == worse else 0.0
+        for scores in predicted
+        for better, worse in combinations(scores, 2)
+    ]
+    return sum(right) / len(right)
 
 
 def _finite(value: float) -> float | None:

@@ -15,6 +15,7 @@ from typing import Any
 from ppolite.config import Recipe, load_recipe
 from ppolite.obs.report import write_report
 from ppolite.stages.evaluate import evaluate_run
+from ppolite.stages.loop import round_folders
 from ppolite.stages.ppo import PPO
 from ppolite.stages.reward import RewardModel
 from ppolite.stages.sft import SFT
@@ -24,12 +25,14 @@ log = logging.getLogger("ppolite")
 
 RESULTS = {"sft": "sft", "reward": "reward", "ppo": "policy"}
 STAGES: dict[str, Any] = {"sft": SFT, "reward": RewardModel, "ppo": PPO}
-FREE = {"evaluation", "device", "dtype"}
+FREE = {"evaluation", "device", "dtype", "ppo.min_rm_accuracy", "iterate.rounds"}
 """Keys that may change between stages of one run: they alter no finished result's meaning."""
 
 
 def finished_stages(run_dir: Path) -> list[str]:
-    return [stage for stage, folder in RESULTS.items() if (run_dir / folder).exists()]
+    """Of the run or of one of its rounds."""
+    places = [run_dir, *round_folders(run_dir)]
+    return [stage for stage, folder in RESULTS.items() if any((place / folder).exists() for place in places)]
 
 
 def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
@@ -48,22 +51,32 @@ def check_unchanged(recipe: Recipe, run_dir: Path, redo: str | None = None) -> N
     result. Raises UserError naming the changed keys.
     """
     path = run_dir / "recipe.yaml"
-    done = finished_stages(run_dir)
-    if redo in done and redo == done[-1]:
+    done, rounds = finished_stages(run_dir), round_folders(run_dir)
+    if redo in done and redo == done[-1] and not rounds:
         done.remove(redo)
-    if not path.exists() or not done:
+    if not path.exists() or not (done or rounds):
         return
     old = flat(load_recipe(path).model_dump(mode="json"))
     new = flat(recipe.model_dump(mode="json"))
-    loose = FREE | (set(RESULTS) - set(done))
+    loose = FREE | (set(RESULTS) - set(done)) | (set() if rounds else {"iterate"})
+    if "reward" not in done:
+        loose.add("iterate.held_out")
+    drawn_from = {"ppo.prompts"} if rounds else set[str]()
     changed = sorted(
-        k for k in old.keys() | new.keys() if old.get(k) != new.get(k) and k.split(".")[0] not in loose
+        k
+        for k in old.keys() | new.keys()
+        if old.get(k) != new.get(k) and (_within(k, drawn_from) or not _within(k, loose))
     )
     if changed:
+        done += ["candidates"] if rounds else []
         raise UserError(
             f"{run_dir}: its finished stages ({', '.join(done)}) were made with other values of "
             f"{', '.join(changed)}; choose another folder with --out, or delete this one"
         )
+
+
+def _within(key: str, sections: set[str]) -> bool:
+    return any(key == section or key.startswith(f"{section}.") for section in sections)
 
 
 def run_stage(stage: str, recipe: Recipe, run_dir: Path) -> dict[str, Any]:
@@ -83,6 +96,10 @@ def evaluated(recipe: Recipe, run_dir: Path) -> dict[str, Any] | None:
 
 def run_recipe(recipe: Recipe, run_dir: Path) -> dict[str, Any]:
     """All stages that the recipe has and the folder lacks, then evaluation (returned) and report."""
+    if recipe.iterate is not None:
+        raise UserError("the recipe has a section `iterate`, which only `ppolite iterate` reads; use that")
+    if recipe.reward is not None:
+        _ = recipe.reward.source  # not only after SFT
     check_unchanged(recipe, run_dir)
     wanted = [stage for stage in RESULTS if getattr(recipe, stage) is not None]
     if not wanted:

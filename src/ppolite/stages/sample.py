@@ -15,7 +15,7 @@ from ppolite.config import Data, Recipe
 from ppolite.models.trunk import Body
 from ppolite.obs.sinks import progress
 from ppolite.rollout.local import LocalGenerator
-from ppolite.stages.loop import derive_seed, load_prompts, open_model
+from ppolite.stages.loop import derive_seed, load_prompts, log, open_model
 from ppolite.types import Sampling, UserError
 
 
@@ -28,18 +28,26 @@ def sample(
     count: int,
     n: int,
     target: Path,
+    round: int = 1,  # noqa: A002
 ) -> int:
-    """Write `count` prompts × `n` candidates of `model` (default: the recipe's). Returns how many rows."""
+    """Write `count` prompts × `n` candidates of `model` (default: the recipe's). Returns how many rows.
+
+    Each round takes the next prompts, from the first again after the last, and draws anew.
+    """
     if target.exists():
         raise UserError(f"{target}: is there already, perhaps with scores in it; name another file")
     opened = open_model(recipe, model)
     prompts, _ = load_prompts(data, opened, sampling.max_new_tokens, recipe.seed)
-    chosen = [p for p in prompts[:count] for _ in range(n)]
+    first, most = (round - 1) * count, len(prompts)
+    if most < count or (round > 1 and first + count > most):
+        log.warning("%s: %d prompts to draw from; %d × %d are asked for", data.path, most, round, count)
+    chosen = [prompts[i % most] for i in range(first, first + min(count, most)) for _ in range(n)]
     body = Body.of(opened.model, 0, dtype=opened.dtype)
     body.hold({})
     with progress("sample", total=len(chosen)) as tick:
         generator = LocalGenerator(body, opened.tokenizer, opened.stop_ids, tick=tick)
-        rollouts = generator.generate(chosen, sampling, seed=derive_seed(recipe.seed, "sample"))
+        seed = derive_seed(recipe.seed, "sample") + round - 1
+        rollouts = generator.generate(chosen, sampling, seed=seed)
     rows = [
         {
             "prompt": list(r.prompt.messages) or r.prompt.text,

@@ -1,0 +1,92 @@
+"""What other people's code and servers are handed, and what they hand back: in time, in number, in shape.
+
+sent        prompts, responses and columns of rollouts as plain lists
+within      an answer, or TimeoutError
+fault_of    what is wrong with an answer that should be a list of numbers
+quoted      a foreign text in one of our sentences
+"""
+
+from __future__ import annotations
+
+import math
+import queue
+import reprlib
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeVar
+
+from ppolite.data.tables import nearest
+from ppolite.obs.visible import visible
+from ppolite.types import Rollout, UserError
+
+T = TypeVar("T")
+
+BASICS: dict[str, Callable[[Rollout], Any]] = {
+    "prompts": lambda r: r.prompt.last,
+    "responses": lambda r: r.text,
+    "messages": lambda r: list(r.prompt.messages) or [{"role": "user", "content": r.prompt.text}],
+    "finish": lambda r: r.finish,
+}
+"""Prompts as text (of a conversation the last user turn) and as the whole conversation, responses as text, and
+`stop` or `length`."""
+
+
+def sent(rollouts: Sequence[Rollout], names: Iterable[str], who: str) -> dict[str, list[Any]]:
+    """A list for each name: one of BASICS, else a column of the prompts' rows, null where a row lacks it.
+
+    Raises UserError for a column that no row has.
+    """
+    made: dict[str, list[Any]] = {}
+    for name in names:
+        if name not in BASICS and not any(name in r.prompt.columns for r in rollouts):
+            there = sorted({key for r in rollouts for key in r.prompt.columns})
+            raise UserError(
+                f"{who} asks for the column {name!r}, but ppo.prompts has {', '.join(there) or 'none'} beside "
+                f"the prompt{nearest(name, there) or '; add it, or ask for another'}"
+            )
+        read = BASICS.get(name, lambda r, name=name: r.prompt.columns.get(name))
+        made[name] = [read(r) for r in rollouts]
+    return made
+
+
+def within(seconds: float, work: Callable[[], T]) -> T:
+    """`work()`. Raises TimeoutError when it takes longer; its thread is then left to itself."""
+    answers: queue.SimpleQueue[tuple[T | None, BaseException | None]] = queue.SimpleQueue()
+
+    def run() -> None:
+        try:
+            answers.put((work(), None))
+        except BaseException as error:  # noqa: BLE001  raised again below, in the caller's thread
+            answers.put((None, error))
+
+    threading.Thread(target=run, daemon=True).start()
+    try:
+        answer, error = answers.get(timeout=seconds)
+    except queue.Empty:
+        raise TimeoutError from None
+    if error is not None:
+        raise error
+    return answer  # pyright: ignore[reportReturnType]  None only beside an error, or where T is None
+
+
+def fault_of(values: object, count: int) -> str | None:
+    """None for a list of `count` finite numbers (true and false are 1 and 0), else what it is instead."""
+    if not isinstance(values, list):
+        return f"gave {quoted(reprlib.repr(values))} instead of a list of {count} numbers"
+    if len(values) != count:
+        return f"gave {len(values)} numbers for {count} responses"
+    for i, value in enumerate(values):
+        try:
+            # "3" would pass float().
+            sound = isinstance(value, int | float) and math.isfinite(value)
+        except OverflowError:
+            sound = False
+        if not sound:
+            return f"gave {quoted(reprlib.repr(value))} for response {i + 1} of {count}, not a finite number"
+    return None
+
+
+def quoted(text: str, most: int = 200) -> str:
+    """On one line, without what a terminal would obey, and not too long."""
+    line = visible(" ".join(text.split()), keep="")
+    return line if len(line) <= most else line[: most - 1] + "…"

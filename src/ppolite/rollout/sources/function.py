@@ -1,0 +1,132 @@
+"""A Python function as a reward source.
+
+    def right_answer(prompts, responses, answer):
+        return [float(last_number(r) == a) for r, a in zip(responses, answer)]
+
+    ppo: {rewards: [{kind: function, function: "my_rewards:right_answer"}]}
+
+It is called by name with lists as long as the round: `prompts` (text; of a conversation the last user turn),
+`messages` (the whole conversation), `responses` (text), `finish` (`stop` or `length`), and any column of the prompts'
+rows that its signature names; with `**columns` it gets all of them. A parameter with a default may be missing there.
+It returns a list of numbers, larger is better. Values of a column that JSON has no form for arrive as text.
+
+It runs in a process of its own (`worker.py`), since nothing else can end a function that hangs. One process serves the
+whole run, so what the module remembers stays. It is not a sandbox: the function may do what the user may.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import weakref
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ppolite.config import FunctionSource
+from ppolite.rollout.sources import worker
+from ppolite.rollout.sources.foreign import BASICS, fault_of, quoted, sent, within
+from ppolite.types import Rollout, UserError
+
+
+class FunctionScorer:
+    """Asks the function once for each call of `score`. Raises UserError at once where there is none."""
+
+    def __init__(self, config: FunctionSource) -> None:
+        self.config = config
+        self.who = f"reward function {config.function}"
+        self._process: _Process | None = None
+        self._signature: dict[str, Any] = {}
+        self._start()
+
+    def score(self, rollouts: Sequence[Rollout]) -> list[float]:
+        """Raises UserError when the function raises, takes too long, or returns anything but finite numbers."""
+        if self._process is None:
+            self._start()
+        columns = {key for r in rollouts for key in r.prompt.columns if key not in BASICS}
+        names = dict.fromkeys(self._signature["wants"])
+        names |= dict.fromkeys(n for n in self._signature["may"] if n in columns or n in BASICS)
+        if self._signature["any"]:
+            names |= dict.fromkeys(["prompts", "responses", *sorted(columns)])
+        scores = self._ask(sent(rollouts, names, self.who))["scores"]
+        if fault := fault_of(scores, len(rollouts)):
+            raise UserError(f"{self.who} {fault}; mend it and start again")
+        return [float(score) for score in scores]
+
+    def _start(self) -> None:
+        self._process = _Process()
+        path = [str(Path.cwd()), *(entry for entry in sys.path if entry)]
+        self._signature = self._ask({"function": self.config.function, "path": path})
+
+    def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
+        process, timeout = self._process, self.config.timeout
+        assert process is not None
+        try:
+            line = within(timeout, lambda: process.answer(json.dumps(request, default=str)))
+        except TimeoutError:
+            self._stop()
+            raise UserError(
+                f"{self.who} gave no answer within {timeout:g} s and was ended; mend it or raise its timeout"
+            ) from None
+        if not line:
+            code = self._stop()
+            how = f"signal {-code} ({signal.Signals(-code).name})" if code < 0 else f"exit status {code}"
+            raise UserError(f"{self.who} took its process down with {how}; mend it and start again")
+        answer = json.loads(line)
+        if "error" in answer:
+            if not self._signature:
+                self._stop()
+            raise UserError(f"{self.who} raised {quoted(answer['error'], 300)}; mend it and start again")
+        return answer
+
+    def _stop(self) -> int:
+        """Leave no process behind; the next call starts a fresh one. Returns the exit status."""
+        assert self._process is not None
+        code, self._process, self._signature = self._process.end(), None, {}
+        assert code is not None, "it is called once"
+        return code
+
+
+class _Process:
+    """A worker, ended with what it has started when nobody holds it any more."""
+
+    def __init__(self) -> None:
+        # -P: the folder of worker.py must not be searched for modules, since it has an http.py.
+        self._popen = subprocess.Popen(
+            [sys.executable, "-P", str(Path(worker.__file__))],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            encoding="utf-8",
+            start_new_session=True,
+        )
+        self.end = weakref.finalize(self, _end, self._popen)
+
+    def answer(self, line: str) -> str:
+        """Empty when the process has gone; its exit status is known then."""
+        assert self._popen.stdin is not None
+        assert self._popen.stdout is not None
+        with contextlib.suppress(BrokenPipeError):
+            self._popen.stdin.write(line + "\n")
+            self._popen.stdin.flush()
+        line = self._popen.stdout.readline()
+        if not line:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._popen.wait(1)
+        return line
+
+
+def _end(popen: subprocess.Popen[str]) -> int:
+    """Kill the process and its group. Returns the exit status, which it may have had before."""
+    popen.poll()
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(popen.pid, signal.SIGKILL)
+    code = popen.wait()
+    for pipe in (popen.stdin, popen.stdout):
+        with contextlib.suppress(OSError):
+            assert pipe is not None
+            pipe.close()
+    return code
