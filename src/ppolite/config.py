@@ -142,7 +142,8 @@ class KL(Section):
     beta: float = Field(default=0.05, ge=0)
     """Coefficient, in units of normalised reward per nat; the start value when `target` is given."""
     target: float | None = Field(default=None, gt=0)
-    """Nats per sequence that the adaptive controller steers to; empty: β is fixed."""
+    """Nats per sequence that the adaptive controller steers to; empty: β is fixed. On its way there the controller only
+    loosens, so start with a firm `beta`, about 0.3 in these units."""
     horizon: float = Field(default=1000.0, gt=0)
     """Sequences over which the adaptive controller reacts."""
     estimator: Literal["k1", "k2", "k3"] = "k1"
