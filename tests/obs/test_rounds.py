@@ -14,6 +14,7 @@ RESULT = {
     "rounds": 2,
     "evaluation": {"prompts": 64, "judge": "vader", "samples": 1},
     "scored_by": "vader, a stand-in for people",
+    "taught_by": "judge",
     "policies": [
         {"name": "SFT", "score": -0.5, "judge": 0.1, "length": 20.0, "distinct2": 0.9, "candidates_score": 0.12},
         {
@@ -52,9 +53,9 @@ def cells(text, label):
 
 def test_every_number_stands_where_it_belongs():
     text = table(RESULT)
-    assert cells(text, "score, last reward model") == ["−0.50", "+0.25", "+1.25"]
+    assert cells(text, "score above the SFT model's") == ["0", "+0.75", "+1.75"]
     assert cells(text, "KL to the SFT model") == ["0", "2.50", "4.50"]
-    assert cells(text, "not comparable") == ["–", "+0.00 → +1.50", "−0.50 → +1.25"]
+    assert cells(text, "not comparable") == ["–", "+1.50", "+1.75"]
     assert cells(text, "right on held-out") == ["–", "75.0% of 40", "–"]
     assert cells(text, "mean score given") == ["+0.12", "+0.28", "–"]
     assert "+0.80 … +1.20" in text
@@ -65,9 +66,9 @@ def test_every_number_stands_where_it_belongs():
 def test_a_judge_that_gave_the_scores_is_no_witness(run):
     page = write_rounds_report(run).read_text(encoding="utf-8")
     for text in (table(RESULT), page):
-        assert "judge (which gave the scores: no independent witness)" in text
+        assert "judge (taught the reward models: no independent witness)" in text
         assert "by vader, a stand-in for people" in text
-    text = table(RESULT | {"scored_by": "people"})
+    text = table(RESULT | {"scored_by": "people", "taught_by": "people"})
     assert "judge (independent)" in text
     assert "stand-in" not in text
     assert "judge" not in table(RESULT | {"policies": [{"name": "SFT", "score": 1.0}], "samples": []})

@@ -2,7 +2,9 @@
 
 Every round has a reward model of its own, whose score means nothing to another's. So there is one row for what
 the last reward model says of all policies, which favours the last of them, since that one was trained against it;
-a row for the judge; and a row for what the scores were that people (or their stand-in) gave.
+a row for the judge; and a row for what the scores were that people (or their stand-in) gave. Reward models of
+comparisons have no zero: their scores are shown as what they are above the SFT model's, in log-odds of being
+preferred.
 
     ppolite report runs/film_iterate
 """
@@ -34,7 +36,7 @@ def read_rounds(run_dir: Path) -> Result:
     path = run_dir / "rounds.json"
     try:
         result = json.loads(path.read_text(encoding="utf-8"))
-        _ = result["policies"][0]["score"], result["samples"], result["scored_by"]
+        _ = result["policies"][0]["score"], result["samples"], result["scored_by"], result["taught_by"]
     except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
         raise UserError(
             f"{path} cannot be read ({error!r}); delete it and run `ppolite iterate` again"
@@ -45,9 +47,11 @@ def read_rounds(run_dir: Path) -> Result:
 def figures(result: Result) -> list[tuple[str, list[str]]]:
     """Rows of the table: what is measured, and its value for the SFT model and each round's policy."""
     policies, by = result["policies"], result["scored_by"]
-    taught = "which gave the scores: no independent witness" if by != "people" else "independent"
+    taught = "taught the reward models: no independent witness"
+    judge = taught if result["taught_by"] == "judge" else "independent"
     right = [p.get("rm_right") for p in policies]
     own = [p.get("own_score") for p in policies]
+    above = [p["score"] - policies[0]["score"] for p in policies]
 
     def row(key: str, form: str) -> list[str]:
         return [shown(p.get(key), form) for p in policies]
@@ -56,20 +60,23 @@ def figures(result: Result) -> list[tuple[str, list[str]]]:
         return [_interval(p.get(f"{key}_gain_ci95")) for p in policies]
 
     rows = [
-        ("score, last reward model (the last round was trained against it)", row("score", "+.2f")),
+        (
+            "score above the SFT model's, last reward model (the last round was trained against it)",
+            ["0", *(shown(value, "+.2f") for value in above[1:])],
+        ),
         ("  gain over the policy before, 95 %", gains("score")),
-        (f"judge ({taught})", row("judge", "+.3f")),
+        (
+            "  the same by its own round's reward model (not comparable between rounds)",
+            [shown(o[1] - o[0], "+.2f") if o else "–" for o in own],
+        ),
+        (f"judge ({judge})", row("judge", "+.3f")),
         ("  gain over the policy before, 95 %", gains("judge")),
         ("KL to the SFT model, nats a sequence", ["0", *row("kl_ref_seq", ".2f")[1:]]),
         ("length, tokens", row("length", ".1f")),
         ("distinct-2 (diversity)", row("distinct2", ".3f")),
         (f"mean score given to its candidates by {by}", row("candidates_score", "+.2f")),
         (
-            "its round's own reward model, SFT → policy (not comparable between rounds)",
-            [f"{shown(o[0], '+.2f')} → {shown(o[1], '+.2f')}" if o else "–" for o in own],
-        ),
-        (
-            "  right on held-out comparisons of its round's candidates",
+            "its round's reward model: right on held-out comparisons of the round's candidates",
             [f"{r[0]:.1%} of {r[1]}" if r else "–" for r in right],
         ),
     ]

@@ -73,6 +73,7 @@ class Iteration:
             raise UserError(
                 f"{self.run_dir}: {there} rounds are there, more than iterate.rounds ({self.config.rounds}); raise it"
             )
+        self.taught_by = "judge" if self.config.by == "judge" else self.reward.taught_by
         self.held_out = self._held_out()
         tests_of(load_split(self.ppo.prompts, "prompts", recipe.seed)[1], self.ppo)
 
@@ -210,8 +211,7 @@ class Iteration:
         folder = self.folder(number).resolve()
         plain = any(not row.prompt.messages for row in known)
         data = Data(path=str(folder / "comparisons.jsonl"), held_out=self.held_out, plain=plain)
-        taught_by = "judge" if self.config.by == "judge" else self.reward.taught_by
-        reward = self.reward.model_copy(update={"data": data, "taught_by": taught_by})
+        reward = self.reward.model_copy(update={"data": data, "taught_by": self.taught_by})
         ppo = self.ppo
         if number > 1:
             kind = "adapter" if self.recipe.train.kind == "lora" else "policy"
@@ -242,7 +242,8 @@ class Iteration:
                 "rm_right": agreement["by_origin"].get(f"round {number}"),
             }
         by = STAND_IN if self.config.by == "judge" else "people"
-        write_json(path, {**of, "scored_by": by, "policies": policies, "samples": samples})
+        told = {"scored_by": by, "taught_by": self.taught_by, "policies": policies, "samples": samples}
+        write_json(path, of | told)
         log.info("report: %s", write_rounds_report(self.run_dir))
 
 
