@@ -191,7 +191,7 @@ def draw(found: dict[str, Any], seeds: int, steps: int) -> Figure:
             axes.set_title(task, loc="left", fontsize=9)
             axes.ticklabel_format(axis="y", scilimits=(-3, 4))
             if place >= 3:
-                axes.set_xlabel("environment steps, thousands")
+                axes.set_xlabel("thousand steps")
         legend = figure.add_subplot(grid[1, 4])
         legend.axis("off")
         for algorithm, colour in COLOURS.items():
@@ -221,6 +221,7 @@ def _bars(axes: Axes, table: dict[str, dict[str, Any]], seeds: int, steps: int) 
         axes.text(max(row["score"], 0) + row["error"] + 0.03, y + 0.18, f"{row['score']:.2f}", va="center")
     axes.set_yticks(range(len(names)), names)
     axes.axvline(0, color="#222222", linewidth=0.8)
+    axes.margins(x=0.14)
     axes.set_xlabel("score: 0 random, 1 best run; mean ± standard error\ngrey: the paper, 1M steps")
     axes.set_title(
         f"{len(TASKS)} tasks × {seeds} seed{'s' * (seeds > 1)}, {steps // 1000}k steps", loc="left"
