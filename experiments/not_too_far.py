@@ -222,7 +222,9 @@ def _bars(axes: Axes, table: dict[str, dict[str, Any]], seeds: int, steps: int) 
     axes.set_yticks(range(len(names)), names)
     axes.axvline(0, color="#222222", linewidth=0.8)
     axes.margins(x=0.14)
-    axes.set_xlabel("score: 0 random, 1 best run; mean ± standard error\ngrey: the paper, 1M steps")
+    axes.set_xlabel(
+        "mean score ± standard error\n(0 random, 1 best run; grey: the paper, 1M steps)", fontsize=8
+    )
     axes.set_title(
         f"{len(TASKS)} tasks × {seeds} seed{'s' * (seeds > 1)}, {steps // 1000}k steps", loc="left"
     )

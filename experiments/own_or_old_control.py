@@ -69,7 +69,11 @@ LABELS = {
     "trajectory_cut": f"whole episode, cut at {CAP:g}",
 }  # fmt: skip
 FAMILIES = {"is-pg": "plain weights", "is-pg-cut": f"weights cut at {CAP:g}", "ppo-clip": "ppo-clip"}
-TITLES = {"is-pg": "A", "is-pg-cut": "B", "ppo-clip": "C"}
+TITLES = {
+    "is-pg": "Plain weights go far in a round",
+    "is-pg-cut": "Cut weights too",
+    "ppo-clip": "The clip makes 40 passes safe",
+}  # fmt: skip
 SHADES = {1: "#56b4e9", 4: "#0072b2", 10: "#e69f00", 40: "#d55e00"}
 QUIET = "#666666"
 
@@ -91,14 +95,16 @@ def wanted(options: argparse.Namespace) -> dict[str, Control]:
 
 
 def learning(made: dict[str, training.Cell]) -> dict[str, Any]:
-    """For each algorithm: the curve, the steps to a return of 400, and what was left of the weights after a round."""
+    """For each algorithm: curve, mean of the curve, last episodes; how far a round led, and what it left of ESS."""
     out: dict[str, Any] = {}
     for name in dict.fromkeys(key.rsplit("/", 1)[0] for key in made):
         runs = [cell["rows"] for key, cell in made.items() if key.rsplit("/", 1)[0] == name]
         last = [training.last_episodes(rows, 50) for rows in runs]
         mean, error = training.mean_and_error(last)
+        curve = training.curves(runs, EVERY)
         out[name] = {
-            "curve": training.curves(runs, EVERY),
+            "curve": curve,
+            "curve_mean": round(float(np.mean(curve["mean"])), 1),
             "last_50_episodes": [round(x, 1) for x in last],
             "last_mean": round(mean, 1),
             "last_error": round(error, 1),
@@ -220,30 +226,34 @@ def _miss(estimates_N: Tensor, truth: float) -> dict[str, float]:
 
 def draw(part1: dict[str, Any], part2: list[dict[str, Any]], seeds: int) -> Figure:
     with plt.rc_context(STYLE):  # pyright: ignore[reportArgumentType]
-        figure = plt.figure(figsize=(11.0, 7.2), layout="constrained")
-        grid = figure.add_gridspec(2, 6)
-        for place, (family, title) in enumerate(FAMILIES.items()):
-            axes = figure.add_subplot(grid[0, 2 * place : 2 * place + 2])
+        figure = plt.figure(figsize=(11.0, 7.4), layout="constrained")
+        upper, lower = figure.subfigures(2, 1)
+        for axes, (family, told) in zip(upper.subplots(1, 3, sharey=True), FAMILIES.items(), strict=True):
             _curves(axes, part1, family)
-            _title(axes, TITLES[family], f"{title}, K passes; mean ± standard error of {seeds} seeds")
-        ess = figure.add_subplot(grid[1, :3])
-        miss = figure.add_subplot(grid[1, 3:])
+            kl = part1[f"{family}-{max(KS)}"]["kl_after_a_round"]
+            _title(axes, TITLES[family], f"{told}; K = {max(KS)} moves π by {kl:.2g} nats a step in a round")
+        upper.axes[0].set_ylabel(f"return, mean ± standard error of {seeds} seeds")
+        ess, miss = lower.subplots(1, 2)
         for found in part2:
-            _line(ess, found, "ess", None)
-            _line(miss, found, "estimate", "rmse")
+            _line(ess, found, "ess")
+            _line(miss, found, "estimate")
         _marks(ess, part2[0])
-        ess.set(yscale="log", ylim=(3e-4, 1.5), ylabel="effective sample size, share of the samples")
-        _title(ess, "One KL, very different weights", "what μ's samples are worth to π_θ; a line a seed")
-        own = [(row["kl_step"], row["own_error"]) for found in part2 for row in found["policies"]]
-        miss.plot(*zip(*sorted(own), strict=True), ".", color=QUIET, label="64 episodes of its own")
-        miss.set(yscale="log", ylim=(1, 2e3), ylabel="error of the estimated return (root mean square)")
+        ess.set(yscale="log", ylim=(3e-4, 1.6), ylabel="effective sample size, share")
         _title(
-            miss, "Old episodes mislead before they run out", "π_θ's return, estimated from 64 episodes of μ"
+            ess,
+            "Whole episodes wear out at a hundredth of a nat",
+            "what μ's samples are worth to π_θ; a line a seed",
+        )
+        own = [(p["kl_step"], p["own_error"] / p["return"]) for found in part2 for p in found["policies"]]
+        miss.plot(*zip(*sorted(own), strict=True), ".", color=QUIET, label="64 episodes of its own")
+        miss.set(yscale="log", ylim=(8e-3, 20), ylabel="root mean square error / return")
+        _title(
+            miss, "No weight makes old episodes as good as own ones", "π_θ's return, told by 64 episodes of μ"
         )
         for axes in (ess, miss):
             axes.set(xscale="log", xlabel="KL(μ‖π_θ), nats a step")
         ess.legend(loc="lower left")
-        miss.legend(loc="upper left", ncols=2)
+        miss.legend(loc="upper left", ncols=2, fontsize=8)
     return figure
 
 
@@ -257,18 +267,27 @@ def _curves(axes: Axes, part1: dict[str, Any], family: str) -> None:
     for k in KS:
         name = f"{family}-{k}" if k > 1 else "is-pg-1"
         training.plot_curve(axes, part1[name]["curve"], SHADES[k], f"K = {k}")
-    axes.set(xlabel="environment steps, thousands", ylabel="return of training episodes", ylim=(0, 510))
-    axes.legend(loc="upper left", fontsize=8)
+    axes.set(xlabel="environment steps, thousands", ylim=(0, 510))
+    axes.legend(loc="upper left", fontsize=8, ncols=3, columnspacing=1)
 
 
-def _line(axes: Axes, found: dict[str, Any], key: str, part: str | None) -> None:
+def _line(axes: Axes, found: dict[str, Any], key: str) -> None:
     """One seed's policies, a line for each kind of weight; labelled once."""
-    kls = [row["kl_step"] for row in found["policies"]]
+    policies = found["policies"]
     new = not axes.lines
     for name, colour in COLOURS.items():
-        values = [row[key][name] if part is None else row[key][name][part] for row in found["policies"]]
+        values = [
+            p["ess"][name] if key == "ess" else p["estimate"][name]["rmse"] / p["return"] for p in policies
+        ]
+        label = LABELS[name] if new else None
         axes.plot(
-            kls, values, ".-", color=colour, label=LABELS[name] if new else None, linewidth=1.2, alpha=0.85
+            [p["kl_step"] for p in policies],
+            values,
+            ".-",
+            color=colour,
+            label=label,
+            linewidth=1.2,
+            alpha=0.85,
         )
 
 
