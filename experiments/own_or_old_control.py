@@ -70,9 +70,9 @@ LABELS = {
 }  # fmt: skip
 FAMILIES = {"is-pg": "plain weights", "is-pg-cut": f"weights cut at {CAP:g}", "ppo-clip": "ppo-clip"}
 TITLES = {
-    "is-pg": "Plain weights go far in a round",
-    "is-pg-cut": "Cut weights too",
-    "ppo-clip": "The clip makes 40 passes safe",
+    "is-pg": "Plain weights: too far in a round",
+    "is-pg-cut": "Cut at 2: much the same",
+    "ppo-clip": "With the clip 40 passes pay",
 }  # fmt: skip
 SHADES = {1: "#56b4e9", 4: "#0072b2", 10: "#e69f00", 40: "#d55e00"}
 QUIET = "#666666"
@@ -227,12 +227,13 @@ def _miss(estimates_N: Tensor, truth: float) -> dict[str, float]:
 def draw(part1: dict[str, Any], part2: list[dict[str, Any]], seeds: int) -> Figure:
     with plt.rc_context(STYLE):  # pyright: ignore[reportArgumentType]
         figure = plt.figure(figsize=(11.0, 7.4), layout="constrained")
-        upper, lower = figure.subfigures(2, 1)
-        for axes, (family, told) in zip(upper.subplots(1, 3, sharey=True), FAMILIES.items(), strict=True):
+        upper, lower = (figure.add_subfigure(half) for half in figure.add_gridspec(2, 1))
+        row = upper.subplots(1, 3, sharey=True)
+        for axes, (family, told) in zip(row, FAMILIES.items(), strict=True):
             _curves(axes, part1, family)
             kl = part1[f"{family}-{max(KS)}"]["kl_after_a_round"]
-            _title(axes, TITLES[family], f"{told}; K = {max(KS)} moves π by {kl:.2g} nats a step in a round")
-        upper.axes[0].set_ylabel(f"return, mean ± standard error of {seeds} seeds")
+            _title(axes, TITLES[family], f"{told}; KL of a round at K = {max(KS)}: {kl:.2g} nats a step")
+        row[0].set_ylabel(f"return, mean ± standard error of {seeds} seeds")
         ess, miss = lower.subplots(1, 2)
         for found in part2:
             _line(ess, found, "ess")
@@ -241,15 +242,13 @@ def draw(part1: dict[str, Any], part2: list[dict[str, Any]], seeds: int) -> Figu
         ess.set(yscale="log", ylim=(3e-4, 1.6), ylabel="effective sample size, share")
         _title(
             ess,
-            "Whole episodes wear out at a hundredth of a nat",
+            "Whole episodes wear out near a hundredth of a nat",
             "what μ's samples are worth to π_θ; a line a seed",
         )
         own = [(p["kl_step"], p["own_error"] / p["return"]) for found in part2 for p in found["policies"]]
         miss.plot(*zip(*sorted(own), strict=True), ".", color=QUIET, label="64 episodes of its own")
         miss.set(yscale="log", ylim=(8e-3, 20), ylabel="root mean square error / return")
-        _title(
-            miss, "No weight makes old episodes as good as own ones", "π_θ's return, told by 64 episodes of μ"
-        )
+        _title(miss, "Old episodes are soon worse than own ones", "π_θ's return, told by 64 episodes of μ")
         for axes in (ess, miss):
             axes.set(xscale="log", xlabel="KL(μ‖π_θ), nats a step")
         ess.legend(loc="lower left")
@@ -259,7 +258,7 @@ def draw(part1: dict[str, Any], part2: list[dict[str, Any]], seeds: int) -> Figu
 
 def _title(axes: Axes, title: str, subtitle: str) -> None:
     axes.set_title(f"{title}\n", loc="left", fontweight="bold")
-    axes.text(0, 1.02, subtitle, transform=axes.transAxes, color=QUIET, fontsize=8)
+    axes.text(0, 1.02, subtitle, transform=axes.transAxes, color=QUIET, fontsize=8, in_layout=False)
 
 
 def _curves(axes: Axes, part1: dict[str, Any], family: str) -> None:
