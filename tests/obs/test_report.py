@@ -74,11 +74,14 @@ def run(tmp_path):
     (tmp_path / "eval.json").write_text(json.dumps(RESULTS))
     (tmp_path / "rollouts").mkdir()
     pq.write_table(pa.Table.from_pylist([rollout(1, 0.0), rollout(2, 1.0)]), tmp_path / "rollouts/a.parquet")
-    with MetricsLog(tmp_path, tensorboard=False) as log:
+    with (
+        MetricsLog(tmp_path, "ppo", tensorboard=False) as log,
+        MetricsLog(tmp_path, "sft", tensorboard=False) as sft,
+    ):
         for step in range(3):
-            log.log("sft", step, {"loss/train": 4.0 - step})
-            log.log("ppo", step, {"score/mean": 0.5 * step, "kl/ref_seq": float(step), "time/step_s": 20.0})
-        log.log("ppo", 2, {"heldout/score": 0.9, "heldout/kl_ref_seq": 2.1})
+            sft.log(step, {"loss/train": 4.0 - step})
+            log.log(step, {"score/mean": 0.5 * step, "kl/ref_seq": float(step), "time/step_s": 20.0})
+        log.log(2, {"heldout/score": 0.9, "heldout/kl_ref_seq": 2.1})
     return tmp_path
 
 
@@ -120,10 +123,10 @@ def test_pictures_are_written_and_inlined(run):
 
 def test_where_old_samples_were_worn_out(run):
     before = len(write_report(run).read_bytes())
-    with MetricsLog(run, tensorboard=False) as log:
-        log.log("ppo", 1, {"ess/share": 1.0, "kl/behaviour_token": 0.0})
-        log.log("ppo", 2, {"ess/share": 0.7, "kl/behaviour_token": 0.1, "leash/beta": 0.04})
-        log.log("ppo", 3, {"ess/share": 0.412, "ess/worn": 0.412, "stopped": True})
+    with MetricsLog(run, "ppo", tensorboard=False) as log:
+        log.log(1, {"ess/share": 1.0, "kl/behaviour_token": 0.0})
+        log.log(2, {"ess/share": 0.7, "kl/behaviour_token": 0.1, "leash/beta": 0.04})
+        log.log(3, {"ess/share": 0.412, "ess/worn": 0.412, "stopped": True})
     raw = write_report(run).read_text(encoding="utf-8")
     facts = Page(raw).text
     assert "2 PPO steps · stopped before step 3: the samples were worth only 0.41 of their number" in facts

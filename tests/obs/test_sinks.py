@@ -1,6 +1,8 @@
 import io
 import json
 import math
+import subprocess
+import sys
 import time
 
 import numpy as np
@@ -23,8 +25,8 @@ def strict(text: str) -> dict:
 
 
 def test_a_line_is_on_disk_as_soon_as_it_is_logged(tmp_path):
-    with MetricsLog(tmp_path, tensorboard=False) as log:
-        log.log("ppo", 3, {"score/mean": 1.5, "kl/ref_seq": math.nan, "policy/ratio_max": math.inf})
+    with MetricsLog(tmp_path, "ppo", tensorboard=False) as log:
+        log.log(3, {"score/mean": 1.5, "kl/ref_seq": math.nan, "policy/ratio_max": math.inf})
         row = strict((tmp_path / "metrics.jsonl").read_text())
     assert abs(row.pop("time") - time.time()) < 60
     assert row == {
@@ -37,10 +39,8 @@ def test_a_line_is_on_disk_as_soon_as_it_is_logged(tmp_path):
 
 
 def test_tensors_numpy_and_lists_become_plain_json(tmp_path):
-    with MetricsLog(tmp_path, tensorboard=False) as log:
-        log.log(
-            "ppo", 0, {"a": torch.tensor(2.5), "b": np.float32(0.5), "c": np.int64(3), "d": [1.0, math.nan]}
-        )
+    with MetricsLog(tmp_path, "ppo", tensorboard=False) as log:
+        log.log(0, {"a": torch.tensor(2.5), "b": np.float32(0.5), "c": np.int64(3), "d": [1.0, math.nan]})
     row = read_metrics(tmp_path)[0]
     assert (row["a"], row["b"], row["c"], row["d"]) == (2.5, 0.5, 3, [1.0, None])
 
@@ -49,17 +49,52 @@ def test_a_torn_line_is_passed_over_and_then_cut(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"stage": "ppo", "step": 0}\n{"stage": "ppo", "st')
     assert [row["step"] for row in read_metrics(tmp_path)] == [0]
-    with MetricsLog(tmp_path, tensorboard=False) as log:
-        log.log("ppo", 1, {})
+    with MetricsLog(tmp_path, "ppo", tensorboard=False) as log:
+        log.log(1, {})
     assert [strict(line)["step"] for line in path.read_text().splitlines()] == [0, 1]
 
 
+def test_what_is_written_again_is_taken_out_first(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    stood = [("sft", 1), ("sft", 2), ("ppo", 0), ("ppo", 1), ("ppo", 2)]
+    path.write_text("".join(json.dumps({"stage": s, "step": n}) + "\n" for s, n in stood))
+
+    def there(stage: str, after: int | None) -> list[tuple[str, int]]:
+        with MetricsLog(tmp_path, stage, after=after, tensorboard=False):
+            return [(row["stage"], row["step"]) for row in read_metrics(tmp_path)]
+
+    assert there("ppo", None) == stood
+    assert there("ppo", 1) == stood[:4]
+    assert there("sft", 5) == stood[:4]
+    assert there("ppo", -1) == [("sft", 1), ("sft", 2)]
+
+
+def test_a_row_that_finds_no_room_leaves_no_part_of_it(tmp_path):
+    """A limit on the size of files is a full disk: the write takes what fits, the next one fails."""
+    code = """
+import resource, signal, sys
+from ppolite.obs.sinks import MetricsLog
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+log = MetricsLog(sys.argv[1], "ppo", tensorboard=False)
+log.log(1, {})
+resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
+try:
+    log.log(2, {"note": "x" * 100})
+except OSError as error:
+    print(error.strerror)
+"""
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True)
+    assert done.stdout.strip() in ("No space left on device", "File too large"), done.stderr
+    assert [strict(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == [1]
+
+
 def test_lines_of_one_step_merge_and_the_later_stands(tmp_path):
-    with MetricsLog(tmp_path, tensorboard=False) as log:
-        log.log("ppo", 1, {"score/mean": 0.1})
-        log.log("ppo", 1, {"heldout/score": 0.2})
-        log.log("sft", 1, {"loss/train": 4.0})
-        log.log("ppo", 1, {"score/mean": 0.3})
+    with MetricsLog(tmp_path, "ppo", tensorboard=False) as log:
+        log.log(1, {"score/mean": 0.1})
+        log.log(1, {"heldout/score": 0.2})
+        with MetricsLog(tmp_path, "sft", tensorboard=False) as sft:
+            sft.log(1, {"loss/train": 4.0})
+        log.log(1, {"score/mean": 0.3})
     ppo, sft = read_metrics(tmp_path)
     assert (ppo["score/mean"], ppo["heldout/score"], sft["loss/train"]) == (0.3, 0.2, 4.0)
 
@@ -72,17 +107,17 @@ def test_no_file_is_no_rows_and_a_spoilt_one_is_named(tmp_path):
 
 
 def test_a_metric_may_not_take_the_name_of_a_heading(tmp_path):
-    with MetricsLog(tmp_path, tensorboard=False) as log, pytest.raises(ValueError, match="'step'"):
-        log.log("ppo", 1, {"step": 2})
+    with MetricsLog(tmp_path, "ppo", tensorboard=False) as log, pytest.raises(ValueError, match="'step'"):
+        log.log(1, {"step": 2})
 
 
 def test_tensorboard_reads_the_same_numbers(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    with MetricsLog(tmp_path) as log:
-        log.log("ppo", 1, {"score/mean": 0.25, "bad": math.nan, "note": "text"})
-        log.log("ppo", 2, {"score/mean": 0.75})
-    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    with MetricsLog(tmp_path, "ppo") as log:
+        log.log(1, {"score/mean": 0.25, "bad": math.nan, "note": "text"})
+        log.log(2, {"score/mean": 0.75})
+    events = EventAccumulator(str(tmp_path / "tensorboard" / "ppo")).Reload()
     assert events.Tags()["scalars"] == ["ppo/score/mean"]
     assert [(e.step, e.value) for e in events.Scalars("ppo/score/mean")] == [(1, 0.25), (2, 0.75)]
 

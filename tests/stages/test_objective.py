@@ -159,7 +159,7 @@ def test_expected_gradient_is_the_exact_one(
     weighted_BR = mu_BR.sum(1).exp()[:, None] * value_BR * mask_BR.sum()
     experience = dataclasses.replace(experience, advantages_BR=weighted_BR.float())
     take(ppo, now)
-    metrics = ppo.minibatch(experience, seqs, list(range(len(pairs))))
+    metrics = ppo.updates.minibatch(experience, seqs, list(range(len(pairs))), 0.0)
 
     expected = -gradient(wanted, now)
     found = torch.cat([p.grad.flatten() for p in ppo.roles.policy.layers.parameters() if p.grad is not None])

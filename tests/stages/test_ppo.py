@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from ppolite.data.film import judge_text
-from ppolite.rollout.experience import make_experience
+from ppolite.rollout.experience import make_experience, policy_logprobs
 from ppolite.stages.loop import derive_seed
 from ppolite.stages.ppo import PPO
 from ppolite.stages.run import run_stage
@@ -123,7 +123,7 @@ def test_one_minibatch_equals_a_naive_ppo(split: int, budget: int, world: World,
     for ours, theirs in layers:
         shake(*zip(ours.parameters(), theirs.parameters(), strict=True))
     rows = [3, 0, 7, 8, 12]
-    metrics = ppo.minibatch(experience, seqs, rows)
+    metrics = ppo.updates.minibatch(experience, seqs, rows, ppo.leash.beta)
     policy_loss, value_loss = naive.losses(rollouts, rows)
     assert metrics["policy/loss"] == pytest.approx(policy_loss.item(), abs=1e-5)
     assert metrics["value/loss"] == pytest.approx(value_loss.item(), rel=1e-4)
@@ -167,12 +167,12 @@ def test_the_judge_looks_on_and_has_no_say(world: World, trained: Path) -> None:
     looked = judged.evaluate()
     opinion = looked.pop("heldout/judge")
     assert looked == ppo.evaluate()
-    assert judged.best is not None
-    assert judged.best[1] == looked["heldout/score"]
+    assert judged.heldout.best is not None
+    assert judged.heldout.best.score == looked["heldout/score"]
     seed = derive_seed(judged.recipe.seed, "heldout")
     texts = [
         judge_text(r.prompt, r.text)
-        for r in judged.generator.generate(judged.held_out, judged.config.sampling, seed=seed)
+        for r in judged.generator.generate(judged.heldout.prompts, judged.config.sampling, seed=seed)
     ]
     rate = vader.SentimentIntensityAnalyzer().polarity_scores
     assert opinion == pytest.approx(sum(rate(text)["compound"] for text in texts) / len(texts))
@@ -208,7 +208,7 @@ def test_a_step_makes_good_responses_likelier(world: World, tmp_path: Path) -> N
     half = len(rollouts) // 2
     ppo.step(rollouts, [1.0] * half + [-1.0] * half)
     experience, seqs = ppo.last
-    gained = torch.where(experience.mask_BR, ppo.new_logprobs(seqs) - experience.logprobs_BR, 0.0).sum(1)
+    gained = torch.where(experience.mask_BR, policy_logprobs(ppo.roles, seqs, ppo.config) - experience.logprobs_BR, 0.0).sum(1)
     ended = torch.tensor([r.finish == "stop" for r in rollouts])
     assert gained[:half].mean() > 0.01
     assert gained[half:].mean() < -0.01
@@ -219,9 +219,9 @@ def test_minibatches_are_as_many_as_asked_for(world: World, trained: Path) -> No
     ppo = PPO(world.recipe(ppo__rollouts=5, ppo__minibatches=4, ppo__epochs=3), trained)
     rollouts = ppo.generate(ppo.next_prompts())
     ppo.step(rollouts, ppo.score(rollouts))
-    assert ppo.learner.done == ppo.critic_learner.done == 12
+    assert ppo.updates.policy.done == ppo.updates.critic.done == 12
     ppo.step(rollouts[:2], [0.0, 1.0])  # fewer than minibatches: from Python anything may come
-    assert ppo.learner.done == 18
+    assert ppo.updates.policy.done == 18
     assert ppo.generator.generate([rollouts[0].prompt], ppo.config.sampling, seed=0)[0].version == 18
 
 
@@ -248,9 +248,10 @@ def test_a_critic_that_broke_does_not_let_the_policy_step(world: World, trained:
     before = [weights(ppo.roles.policy).clone(), weights(ppo.roles.critic).clone()]
     experience, seqs = ppo.prepare(*ppo.next_round())
     broken = replace(experience, returns_BR=experience.returns_BR * math.nan)
-    with pytest.raises(UserError, match="Nothing was changed by this update"):
-        ppo.learn(broken, seqs)
-    assert all(p.grad is None for p in [*ppo.learner.parameters, *ppo.critic_learner.parameters])
+    metrics = ppo.learn(broken, seqs)
+    assert metrics["update/skipped"] == ppo.recipe.faults.skips + 1  # then the round is given up
+    assert "policy/loss" not in metrics
+    assert all(p.grad is None for p in [*ppo.updates.policy.parameters, *ppo.updates.critic.parameters])
     for old, new in zip(before, (weights(ppo.roles.policy), weights(ppo.roles.critic)), strict=True):
         assert torch.equal(old, new)
 
@@ -363,7 +364,7 @@ def scripted(ppo: PPO, looks: list[tuple[float, float]], monkeypatch: pytest.Mon
     monkeypatch.setattr(ppo, "evaluate", evaluate)
     monkeypatch.setattr(ppo, "score", score)
     monkeypatch.setattr(
-        "ppolite.stages.ppo.distance", lambda roles, rollouts, config: [now[1]] * len(rollouts)
+        "ppolite.stages.heldout.distance", lambda roles, rollouts, config: [now[1]] * len(rollouts)
     )
     return seen
 
@@ -391,8 +392,8 @@ def test_of_the_best_policy_only_trained_weights_are_kept(kind: str, world: Worl
     start = [p.detach().clone() for p in ppo.roles.policy.trained()]
     rollouts = ppo.generate(ppo.next_prompts())
     ppo.step(rollouts, [1.0 + i for i in range(len(rollouts))])
-    assert ppo.best is not None
-    kept = ppo.best[2]
+    assert ppo.heldout.best is not None
+    kept = ppo.heldout.best.weights
     assert [p.shape for p in kept] == [p.shape for p in ppo.roles.policy.trained()]
     assert sum(p.numel() for p in kept) < sum(p.numel() for p in ppo.roles.policy.parameters())
     assert any(not torch.equal(a, b) for a, b in zip(kept, ppo.roles.policy.trained(), strict=True))

@@ -7,6 +7,7 @@ the nearest known one, and contradictions are found before anything is loaded:
 
     recipe.py    the sections and the whole                parts.py     what several sections are made of
     ppo.py       the policy's training                     sources.py   who scores it
+    safety.py    checkpoints and faults
     reading.py   files, overrides, and what is said of mistakes
 """
 
@@ -19,11 +20,13 @@ from ppolite.config.recipe import (
     Iterate,
     Recipe,
     Reward,
+    changed_keys,
     load_recipe,
     parse_recipe,
     recipe_path,
     shipped,
 )
+from ppolite.config.safety import Checkpoint, Faults
 from ppolite.config.section import Section
 from ppolite.config.sources import (
     SOURCES,
@@ -38,8 +41,8 @@ from ppolite.config.sources import (
 )
 
 __all__ = [
-    "KL", "PPO", "RECIPES", "SFT", "SOURCES", "Adam", "ClassifierSource", "Data", "Evaluation", "FormatSource",
-    "FunctionSource", "HttpSource", "Iterate", "Judge", "LengthSource", "ModelSource", "Optim", "Recipe", "Reward",
-    "Section", "Source", "Train", "Trunk", "apply_override", "explain", "load_recipe", "parse_recipe", "read_tree",
-    "recipe_path", "save_recipe", "shipped",
+    "KL", "PPO", "RECIPES", "SFT", "SOURCES", "Adam", "Checkpoint", "ClassifierSource", "Data", "Evaluation",
+    "Faults", "FormatSource", "FunctionSource", "HttpSource", "Iterate", "Judge", "LengthSource", "ModelSource",
+    "Optim", "Recipe", "Reward", "Section", "Source", "Train", "Trunk", "apply_override", "changed_keys", "explain",
+    "load_recipe", "parse_recipe", "read_tree", "recipe_path", "save_recipe", "shipped",
 ]  # fmt: skip

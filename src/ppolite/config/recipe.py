@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from pydantic import Field, ValidationError, model_validator
 
 from ppolite.config.parts import Data, Optim, Train, Trunk
 from ppolite.config.ppo import PPO
 from ppolite.config.reading import RECIPES, apply_override, explain, read_tree
+from ppolite.config.safety import Checkpoint, Faults
 from ppolite.config.section import Section
 from ppolite.types import UserError
 
@@ -118,6 +119,8 @@ class Recipe(Section):
     iterate: Iterate | None = None
     """Read by `ppolite iterate` alone."""
     evaluation: Evaluation = Evaluation()
+    checkpoint: Checkpoint = Checkpoint()
+    faults: Faults = Faults()
 
     @model_validator(mode="after")
     def _agree(self) -> Recipe:
@@ -166,3 +169,21 @@ def load_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
     for override in overrides:
         apply_override(tree, override)
     return parse_recipe(tree, where=str(path))
+
+
+def changed_keys(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """Dotted keys, sorted, whose values differ between two recipes as plain data."""
+    a, b = _flat(old), _flat(new)
+    return sorted(key for key in a.keys() | b.keys() if a.get(key) != b.get(key))
+
+
+def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """`{"ppo.kl.beta": 0.05, …}`"""
+    if not isinstance(tree, dict):
+        return {prefix: tree}
+    sections = cast("dict[str, Any]", tree)
+    return {
+        k: v
+        for key, sub in sections.items()
+        for k, v in _flat(sub, f"{prefix}.{key}" if prefix else key).items()
+    }

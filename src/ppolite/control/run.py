@@ -48,8 +48,8 @@ def look(config: Control, run_dir: Path) -> dict[str, Any]:
     """Evaluate and film the saved policy, and write the report."""
     policy = Policy.load(run_dir / POLICY)
     result = evaluate(policy, config)
-    with MetricsLog(run_dir) as metrics:
-        metrics.log("control", config.whole_steps, {f"eval/{k}": v for k, v in result.items()})
+    with MetricsLog(run_dir, "control") as metrics:
+        metrics.log(config.whole_steps, {f"eval/{k}": v for k, v in result.items()})
     about = {
         "env": config.env,
         "algorithm": config.algorithm,

@@ -35,7 +35,11 @@ def train(config: Control, run_dir: Path) -> Policy:
     for_envs, for_nets, for_noise, for_order = seeds(config.seed, "training")
     noise = torch.Generator().manual_seed(for_noise)
     size, last = config.round_size, config.whole_steps
-    with one_thread(), closing(make_envs(config, config.envs.count)) as envs, MetricsLog(run_dir) as metrics:
+    with (
+        one_thread(),
+        closing(make_envs(config, config.envs.count)) as envs,
+        MetricsLog(run_dir, "control") as metrics,
+    ):
         actions = actions_of(envs.single_action_space, config.env)
         policy = Policy(
             obs_size(envs), actions, config.net, normalise_obs=config.envs.normalise_obs, seed=for_nets
@@ -57,7 +61,7 @@ def train(config: Control, run_dir: Path) -> Policy:
                 if every and _passed(every, steps, size) and steps < last:  # `run` looks at the last one
                     row |= {f"eval/{k}": v for k, v in evaluate(policy, config).items()}
                 if row:
-                    metrics.log("control", steps, row)
+                    metrics.log(steps, row)
                     tick(steps - told, diary.said)
                     told = steps
     return policy

@@ -4,8 +4,8 @@
 reads it back with `read_metrics`. The terminal gets a progress bar and one line a step. All of that goes to
 stderr, so that what a command prints as its result (`ppolite eval RUN --json`) can be piped.
 
-    with MetricsLog(run_dir) as log, progress("sft", total=steps) as tick:
-        log.log("sft", step, {"loss/train": loss})
+    with MetricsLog(run_dir, "sft") as metrics, progress("sft", total=steps) as tick:
+        metrics.log(step, {"loss/train": loss})
         tick(1, f"loss {loss:.2f}")
 
 Where stderr is no terminal the bar becomes about ten plain lines, so that a log file stays short.
@@ -13,8 +13,10 @@ Where stderr is no terminal the bar becomes about ten plain lines, so that a log
 
 from __future__ import annotations
 
+import errno
 import json
 import math
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -44,40 +46,57 @@ PLAIN_LINES = 10
 
 
 class MetricsLog:
-    """Appends to `metrics.jsonl`, each line flushed, and mirrors the numbers to TensorBoard.
+    """Appends one stage's rows to `metrics.jsonl`, each whole or not at all, and mirrors the numbers to TensorBoard.
 
-    A line that a killed run left unfinished is cut off when the log is opened again.
+    `after`: rows of this stage behind that step are taken out first, since they are going to be written again; -1
+    takes out all of them, None none. A line that a killed run left unfinished is cut off.
     """
 
-    def __init__(self, run_dir: str | Path, *, tensorboard: bool = True):
-        self.run_dir = Path(run_dir)
+    def __init__(
+        self, run_dir: str | Path, stage: str, *, after: int | None = None, tensorboard: bool = True
+    ) -> None:
+        self.run_dir, self.stage = Path(run_dir), stage
         self.run_dir.mkdir(parents=True, exist_ok=True)
-        self._file = (self.run_dir / METRICS).open("ab+")
-        self._cut_torn_line()
+        path = self.run_dir / METRICS
+        _clean(path, stage, after)
+        self._file = path.open("ab", buffering=0)
         self._tensorboard: SummaryWriter | None = None
         if tensorboard:
             # Late: brings in torch, protobuf and a second of imports, and read_metrics needs none of it.
             from torch.utils.tensorboard import SummaryWriter
 
-            self._tensorboard = SummaryWriter(str(self.run_dir / "tensorboard"))
+            purge = None if after is None else after + 1
+            self._tensorboard = SummaryWriter(str(self.run_dir / "tensorboard" / stage), purge_step=purge)
 
-    def log(self, stage: str, step: int, values: Mapping[str, Any]) -> None:
+    def log(self, step: int, values: Mapping[str, Any]) -> None:
         """One line: stage, step, the time (seconds since 1970), then `values`.
 
         Values are numbers, strings, booleans, None, one-element tensors or lists of those. Numbers that are
-        not finite become null, for JSON has none.
+        not finite become null, for JSON has none. Raises OSError where there is no room; then no part of it is there.
         """
         if clash := {"stage", "step", "time"} & values.keys():
             raise ValueError(f"metric named {sorted(clash)[0]!r}; these names head every line")
-        row = {"stage": stage, "step": int(step), "time": round(time.time(), 3)}
+        row = {"stage": self.stage, "step": int(step), "time": round(time.time(), 3)}
         row |= {key: _plain(value) for key, value in values.items()}
-        line = json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n"
-        self._file.write(line.encode())
-        self._file.flush()
+        self._append((json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n").encode())
         if self._tensorboard:
             for key in values:
                 if isinstance(row[key], int | float):
-                    self._tensorboard.add_scalar(f"{stage}/{key}", row[key], int(step))
+                    self._tensorboard.add_scalar(f"{self.stage}/{key}", row[key], int(step))
+
+    def _append(self, line: bytes) -> None:
+        before = self._file.seek(0, os.SEEK_END)
+        try:
+            written = self._file.write(line)
+            if written != len(line):  # a disk that fills up takes a part
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.run_dir / METRICS))
+        except OSError:
+            self._file.truncate(before)
+            raise
+
+    def sync(self) -> None:
+        """Until it is on the disk."""
+        os.fsync(self._file.fileno())
 
     def close(self) -> None:
         self._file.close()
@@ -92,13 +111,30 @@ class MetricsLog:
     ) -> None:
         self.close()
 
-    def _cut_torn_line(self) -> None:
-        self._file.seek(0)
-        whole = 0
-        for line in self._file:
-            if line.endswith(b"\n"):
-                whole += len(line)
-        self._file.truncate(whole)
+
+def _clean(path: Path, stage: str, after: int | None) -> None:
+    """Take out a torn last line, and the stage's rows behind a step."""
+    if not path.exists():
+        return
+    lines = path.read_bytes().splitlines(keepends=True)
+    kept = [line for line in lines if line.endswith(b"\n") and not _is_behind(line, stage, after)]
+    if len(kept) < len(lines):
+        draft = path.with_name(f".{path.name}.part")
+        with draft.open("wb") as file:
+            file.writelines(kept)
+            file.flush()
+            os.fsync(file.fileno())
+        draft.rename(path)
+
+
+def _is_behind(line: bytes, stage: str, after: int | None) -> bool:
+    if after is None:
+        return False
+    try:
+        row = json.loads(line)
+        return row["stage"] == stage and row["step"] > after
+    except (ValueError, TypeError, KeyError):
+        return False  # `read_metrics` names it to the user
 
 
 def _plain(value: Any) -> Any:
@@ -114,8 +150,8 @@ def _plain(value: Any) -> Any:
 def read_metrics(run_dir: str | Path) -> list[dict[str, Any]]:
     """Rows of `metrics.jsonl`, one for each stage and step, in order of first appearance; [] if no file.
 
-    Lines of one stage and step are merged, the later standing: training and evaluation write separate lines,
-    and a resumed run writes again the steps since its last checkpoint. An unfinished last line is ignored.
+    Lines of one stage and step are merged, the later standing: a control run that is looked at again has several of
+    its last step. An unfinished last line is ignored.
     """
     path = Path(run_dir) / METRICS
     if not path.exists():

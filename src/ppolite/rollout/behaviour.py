@@ -1,6 +1,5 @@
-"""Who drew a round's rollouts: the policy as it is, as it was some steps ago, or the SFT model.
+"""What a round of another policy than the present one needs.
 
-    behind          rounds in a queue: each is learned from n steps after it was drawn
     sft_samples     the SFT model's responses, drawn once and kept in a file
     remember        log μ by the trainer's own forward pass, kept with rollouts that will wait
 
@@ -11,8 +10,7 @@ alone, so what is going to wait is passed through the trainer while its policy i
 from __future__ import annotations
 
 import hashlib
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +25,6 @@ from ppolite.rollout.experience import over_batches, sequences
 from ppolite.rollout.local import LocalGenerator
 from ppolite.rollout.record import Origin, read_samples, write_samples
 from ppolite.types import Prompt, Rollout
-
-
-def behind(draw: Callable[[], list[Rollout]], steps: int) -> Iterator[list[Rollout]]:
-    """Rounds drawn by the policy of `steps` steps ago, the first ones by that of the start; 0: fresh ones."""
-    ahead = deque(draw() for _ in range(steps))
-    while True:
-        ahead.append(draw())
-        yield ahead.popleft()
 
 
 def remember(

@@ -30,7 +30,7 @@ from ppolite.ops.importance import WeightKind, effective_sample_size, log_weight
 from ppolite.ops.kl import kl_estimate
 from ppolite.ops.masked import masked_mean, masked_sum, whiten
 from ppolite.ops.packing import token_batches
-from ppolite.types import Experience, Rollout, UserError
+from ppolite.types import Experience, NotFiniteError, Rollout, UserError
 
 
 def sequences(roles: Roles, rollouts: Sequence[Rollout], budget: int) -> Sequences:
@@ -58,6 +58,13 @@ def over_batches(seqs: Sequences, budget: int, compute: Callable[[Sequences], Te
             out[pick, : part.shape[1]] = part
     assert out is not None
     return out
+
+
+def policy_logprobs(roles: Roles, seqs: Sequences, config: PPO) -> Tensor:
+    """log π as it is now, [B, R]."""
+    return over_batches(
+        seqs, config.optim.micro_batch_tokens, lambda part: roles.policy.logprobs(part, config.temperature)[0]
+    )
 
 
 def shaped_scores(scores_B: Tensor, cut_B: Tensor, config: PPO) -> Tensor:
@@ -175,7 +182,10 @@ def source_means(rollouts: Sequence[Rollout]) -> dict[str, float]:
 
 
 def checked_scores(scores: Sequence[float], count: int) -> Tensor:
-    """As a tensor [count]. Raises UserError where that is not their number, or one is no finite number."""
+    """As a tensor [count].
+
+    Raises NotFiniteError for one that is not finite, UserError where they are not so many, or not numbers.
+    """
     if len(scores) != count:
         raise UserError(
             f"scores: got {len(scores)} for {count} rollouts; one number for each is needed, in order"
@@ -185,7 +195,7 @@ def checked_scores(scores: Sequence[float], count: int) -> Tensor:
         try:
             values.append(float(score))
         except (TypeError, ValueError):
-            values.append(math.nan)
+            raise UserError(f"scores: number {i} is {score!r}; expected a finite number") from None
         if not math.isfinite(values[i]):
-            raise UserError(f"scores: number {i} is {score!r}; expected a finite number")
+            raise NotFiniteError(f"scores: number {i} is {score!r}; expected a finite number")
     return torch.tensor(values)

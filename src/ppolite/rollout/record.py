@@ -81,6 +81,36 @@ def write_unscored(folder: Path, rollouts: Sequence[Rollout]) -> Path:
     return folder / name
 
 
+def rollout_state(r: Rollout, place: int) -> dict[str, Any]:
+    """A rollout in a checkpoint; `place` is its prompt's number."""
+    return {
+        "place": place,
+        "prompt_ids": r.prompt_ids,
+        "response_ids": r.response_ids,
+        "text": r.text,
+        "logprobs": r.logprobs_R,
+        "finish": r.finish,
+        "version": r.version,
+        "trainer_logprobs": r.trainer_logprobs_R,
+        "rewards": r.rewards,
+    }
+
+
+def rollout_from(state: dict[str, Any], prompts: Sequence[Prompt]) -> Rollout:
+    """The rollout of `rollout_state`."""
+    return Rollout(
+        prompts[state["place"]],
+        state["prompt_ids"],
+        state["response_ids"],
+        state["text"],
+        state["logprobs"],
+        state["finish"],
+        state["version"],
+        state["trainer_logprobs"],
+        state["rewards"],
+    )
+
+
 def _line(r: Rollout) -> dict[str, Any]:
     return {
         "prompt": r.prompt.last,

@@ -27,6 +27,7 @@ from ppolite.rollout.evaluate import Judge, before_and_after, distance, length, 
 from ppolite.rollout.experience import source_means
 from ppolite.rollout.local import LocalGenerator
 from ppolite.rollout.score import TrunkScorer
+from ppolite.stages.checkpoint import stage_folder
 from ppolite.stages.loop import (
     Opened,
     derive_seed,
@@ -48,6 +49,8 @@ def finished(recipe: Recipe, run_dir: Path) -> tuple[Opened, Roles]:
         if made := [folder for folder in round_folders(run_dir) if (folder / "policy").exists()]:
             raise UserError(f"{run_dir}: its policies are in its rounds; name one, for instance {made[-1]}")
         raise UserError(f"{run_dir}: no trained policy in it; run `ppolite run` with this folder first")
+    if stage_folder(run_dir, "ppo").exists():
+        log.warning("%s: its PPO is not finished; looking at the policy that an earlier one left", run_dir)
     sft = sft_folder(run_dir)
     opened = open_model(recipe, str(sft) if sft.exists() else None)
     policy = load_causal(str(run_dir / "policy"), opened.device)

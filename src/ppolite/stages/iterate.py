@@ -37,7 +37,7 @@ from ppolite.stages.evaluate import evaluate_run, judge_texts, side_by_side
 from ppolite.stages.loop import derive_seed, load_split, log, round_folders, shuffled, tests_of, write_json
 from ppolite.stages.ppo import PPO
 from ppolite.stages.reward import RewardModel
-from ppolite.stages.run import check_unchanged, evaluated, run_stage
+from ppolite.stages.run import check_unchanged, evaluated, is_finished, run_stage
 from ppolite.stages.sample import sample
 from ppolite.types import Preference, Scored, UserError
 
@@ -94,16 +94,17 @@ class Iteration:
         base = max(shares.values())
         return base + (1 - base) * self.config.held_out
 
-    def run(self, *, skip_unscored: bool = False) -> dict[str, Any]:
+    def run(self, *, skip_unscored: bool = False, allow_changes: bool = False) -> dict[str, Any]:
         """All rounds, as far as there are scores. Returns what `rounds.json` says.
 
-        Raises UserError where candidates wait for their scores; the same call then goes on.
+        `allow_changes`: go on with an interrupted stage although the recipe has changed. Raises UserError where
+        candidates wait for their scores; the same call then goes on.
         """
         if skip_unscored and self.config.by == "judge":
             raise UserError("--skip-unscored: the judge scores every candidate; leave the option out")
         check_unchanged(self.recipe, self.run_dir)
-        if self.recipe.sft is not None and not (self.run_dir / "sft").exists():
-            run_stage("sft", self.recipe, self.run_dir)
+        if self.recipe.sft is not None and not is_finished(self.run_dir, "sft"):
+            run_stage("sft", self.recipe, self.run_dir, allow_changes=allow_changes)
         self.run_dir.mkdir(parents=True, exist_ok=True)
         save_recipe(self.recipe, self.run_dir / "recipe.yaml")
         known = self.own_comparisons()
@@ -111,7 +112,7 @@ class Iteration:
             self.draw(number)
             rows = self.scored(number, skip=skip_unscored)
             known = [*known, *comparisons(rows, f"round {number}")]
-            self.learn(number, known)
+            self.learn(number, known, allow_changes=allow_changes)
             if not (self.folder(number + 1) / "eval.json").exists():
                 self.compare(number)
         return json.loads((self.run_dir / "rounds.json").read_text(encoding="utf-8"))
@@ -169,19 +170,14 @@ class Iteration:
         train = shuffled(train, derive_seed(self.recipe.seed, "reward"))[: self.reward.data.limit]
         return [replace(row, origin="reward.data") for row in [*train, *held]]
 
-    def learn(self, number: int, known: Sequence[Preference]) -> None:
+    def learn(self, number: int, known: Sequence[Preference], *, allow_changes: bool) -> None:
         """Reward model and policy of a round, its evaluation and its report, as far as they are missing."""
         folder, recipe = self.folder(number), self.recipe_of(number, known)
         self.keep(folder, known)
-        if not (folder / "reward").exists():
-            RewardModel(recipe, folder).run()
-        lora = recipe.train.kind == "lora"
-        if not (folder / "policy").exists() or (lora and not (folder / "adapter").exists()):
-            trainer = PPO(recipe, folder)
-            trainer.run()
-            if lora:
-                trainer.save(adapter=True)
-            del trainer
+        if not is_finished(folder, "reward"):
+            RewardModel(recipe, folder).run(allow_changes=allow_changes)
+        if not is_finished(folder, "ppo"):
+            PPO(recipe, folder).run(adapter=recipe.train.kind == "lora", allow_changes=allow_changes)
             gc.collect()  # its parts refer to each other, and the next round's would not fit beside them
         if evaluated(recipe, folder) is None:
             evaluate_run(recipe, folder)

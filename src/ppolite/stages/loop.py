@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import logging
 import math
 import random
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ppolite.config import PPO, Adam, Data, Recipe
@@ -35,6 +36,11 @@ def derive_seed(master: int, *names: str | int) -> int:
     """A seed of its own for each random stream: 63 bits of SHA-256 of master seed and stream name."""
     digest = hashlib.sha256("/".join(map(str, (master, *names))).encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
+
+
+def fingerprint_of(data: Any) -> str:
+    """Of plain data and dataclasses, by how they are written."""
+    return hashlib.sha256(repr(data).encode("utf-8", "backslashreplace")).hexdigest()[:16]
 
 
 @dataclass
@@ -209,14 +215,8 @@ class Learner:
         return c.lr * factor[c.schedule]
 
     def clip(self) -> float:
-        """Scale the gradients down to the norm allowed. Returns the norm before; UserError if it is not finite."""
-        norm = float(nn.utils.clip_grad_norm_(self.parameters, self.config.max_grad_norm))
-        if not math.isfinite(norm):
-            raise UserError(
-                f"update {self.done + 1}: the gradient is {norm}; lower the learning rate "
-                f"({self.config.lr:g}) or look at the data of this batch. Nothing was changed by this update"
-            )
-        return norm
+        """Scale the gradients down to the norm allowed. Returns the norm before."""
+        return float(nn.utils.clip_grad_norm_(self.parameters, self.config.max_grad_norm))
 
     def apply(self) -> None:
         """Update, and clear the gradients."""
@@ -229,25 +229,105 @@ class Learner:
     def clear(self) -> None:
         self.optimizer.zero_grad(set_to_none=True)
 
-    def step(self) -> float:
-        """Clip, update, clear. Returns the gradient's norm before clipping; UserError if not finite."""
-        return step_together(self)[0]
+    def state(self) -> dict[str, Any]:
+        """Updates done and the optimizer's moments."""
+        return {"done": self.done, "moments": self.optimizer.state_dict()["state"]}
+
+    def restore_moments(self, state: dict[str, Any]) -> None:
+        """Without `done`: where the schedule stands is the caller's to say."""
+        groups = self.optimizer.state_dict()["param_groups"]
+        moments = {int(i): of_one for i, of_one in state["moments"].items()}
+        self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
 
 
-def step_together(*learners: Learner) -> list[float]:
+def step_together(*learners: Learner, sound: bool = True) -> list[float] | None:
     """One update of each, or of none: all gradients are looked at before any is used. Returns their norms.
 
-    Raises UserError when one is not finite; then all are cleared and no weight has changed.
+    None where a gradient is not finite, or the caller's losses were not `sound`: then no weight has changed.
     """
-    try:
-        norms = [learner.clip() for learner in learners]
-    except UserError:
+    norms = [learner.clip() for learner in learners]
+    if not sound or not all(map(math.isfinite, norms)):
         for learner in learners:
             learner.clear()
-        raise
+        return None
     for learner in learners:
         learner.apply()
     return norms
+
+
+class Fitting:
+    """The token budget of updates: halved where memory does not suffice, and kept so."""
+
+    def __init__(self, tokens: int) -> None:
+        self.tokens = tokens
+        self._said = False
+
+    def run(self, work: Callable[[], T], clear: Callable[[], None]) -> T:
+        """`work()`, again with half the budget while it does not fit; `clear` undoes a half-done one.
+
+        Raises the last error when it does not fit one row at a time either.
+        """
+        while True:
+            try:
+                return work()
+            except (MemoryError, RuntimeError) as error:
+                if not is_out_of_memory(error) or self.tokens == 1:
+                    raise
+            # Not in the handler: the error would keep the tensors of all its frames alive.
+            clear()
+            gc.collect()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            self.tokens = max(self.tokens // 2, 1)
+            if not self._said:
+                self._said = True
+                log.warning(
+                    "an update did not fit into memory; going on with at most %d tokens at once, and fewer if need be. "
+                    "Results stay the same; set micro_batch_tokens to say so from the start",
+                    self.tokens,
+                )
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whatever raises it: CUDA, torch's CPU allocator, a library's own."""
+    said = str(error)
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in said
+
+
+class Skips:
+    """Updates that were skipped since something in them was not finite: nothing has changed by them."""
+
+    def __init__(self) -> None:
+        self.total = self.in_row = 0
+        self.why = ""
+        self.batches: list[Any] = []
+        """Of those in a row, for people to read."""
+
+    def add(self, why: str, batch: Any) -> None:
+        self.total += 1
+        self.in_row += 1
+        self.why = why
+        self.batches.append({"why": why, "batch": batch})
+
+    def clear(self) -> None:
+        """An update was sound, or the run has gone back."""
+        self.in_row = 0
+        self.batches.clear()
+
+
+def weights_of(body: nn.Module) -> dict[str, nn.Parameter]:
+    """Those that are trained, by name."""
+    return {name: weight for name, weight in body.named_parameters() if weight.requires_grad}
+
+
+def put_weights(body: nn.Module, saved: Mapping[str, Tensor]) -> None:
+    """Into the weights that are trained. Raises ValueError where these are others than the saved ones."""
+    mine = weights_of(body)
+    if {k: w.shape for k, w in mine.items()} != {k: w.shape for k, w in saved.items()}:
+        raise ValueError("the weights that are trained have other names or shapes")
+    with torch.no_grad():
+        for name, weight in mine.items():
+            weight.copy_(saved[name])
 
 
 def shuffled(items: Sequence[T], seed: int) -> list[T]:
@@ -288,12 +368,19 @@ def count_batches(items: int, size: int, epochs: float) -> int:
     return whole * math.ceil(items / size) + math.ceil(part / size)
 
 
-def cycle(items: Sequence[T], seed: int) -> Iterator[T]:
-    """Endless passes over the items, each shuffled anew."""
-    epoch = 0
-    while True:
-        yield from shuffled(items, derive_seed(seed, "cycle", epoch))
-        epoch += 1
+class Cycle(Iterator[T]):
+    """Endless passes over the items, each shuffled anew. `taken` is all there is to remember of it."""
+
+    def __init__(self, items: Sequence[T], seed: int, taken: int = 0) -> None:
+        self.items, self.seed, self.taken = items, seed, taken
+        self._pass: tuple[int, list[T]] = -1, []
+
+    def __next__(self) -> T:
+        number, place = divmod(self.taken, len(self.items))
+        if number != self._pass[0]:
+            self._pass = number, shuffled(self.items, derive_seed(self.seed, "cycle", number))
+        self.taken += 1
+        return self._pass[1][place]
 
 
 def write_json(path: Path, value: Any) -> None:

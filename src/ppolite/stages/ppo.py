@@ -7,12 +7,11 @@
         leash.update(KL to the reference)
 
 Three policies, each with its own job and its own figures: π_old of the ratio (`kl/old_token`), μ of the importance
-weights (`weight/*`, `ess/share`, `kl/behaviour_token`), π_ref of the leash (`kl/ref_seq`). The objectives stand in
-`objective.py`, what μ can be in `rounds.py`.
+weights (`weight/*`, `ess/share`, `kl/behaviour_token`), π_ref of the leash (`kl/ref_seq`). What μ can be stands in
+`rounds.py`, an update in `update.py`, the objectives in `objective.py`, the choice of the best policy in `heldout.py`.
 
-The loop is open: `PPO.next_round`, `step`, `evaluate` and `save` are what `run` itself is made of, and `generate` and
-`score` what a round is.
-Left out: checkpoints within a run, several processes.
+The loop is open: `PPO.next_round`, `step`, `evaluate`, `save` and `checkpoint` are what `run` itself is made of, and
+`generate` and `score` what a round is. Left out: several processes.
 
     ppolite ppo recipes/film.yaml
     ppolite ppo recipes/film.yaml --set ppo.objective=is --set ppo.behaviour=sft
@@ -20,56 +19,44 @@ Left out: checkpoints within a run, several processes.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import torch
-from torch import Tensor
-
-from ppolite.config import Recipe, save_recipe
+from ppolite.config import Recipe
 from ppolite.data.chat import encode_prompt
 from ppolite.models.export import load_policy, save_adapter, save_policy
 from ppolite.models.load import load_causal
-from ppolite.models.roles import build_roles
-from ppolite.models.trunk import Sequences
-from ppolite.obs.sinks import MetricsLog, progress, step_line
-from ppolite.ops.kl import AdaptiveLeash, AdaptivePenalty, FixedLeash
-from ppolite.ops.losses import explained_variance, value_loss
-from ppolite.ops.packing import token_batches
-from ppolite.rollout.evaluate import distance, length, mean
-from ppolite.rollout.experience import checked_scores, make_experience, over_batches, source_means
+from ppolite.models.roles import Roles, build_roles
+from ppolite.models.sequences import Sequences
+from ppolite.obs.sinks import step_line
+from ppolite.ops.kl import AdaptiveLeash, FixedLeash
+from ppolite.rollout.experience import checked_scores, make_experience, policy_logprobs
 from ppolite.rollout.local import LocalGenerator
 from ppolite.rollout.record import write_rollouts, write_unscored
 from ppolite.rollout.score import TrunkScorer
+from ppolite.stages.checkpoint import State
 from ppolite.stages.evaluate import judge_of
+from ppolite.stages.heldout import HeldOut
 from ppolite.stages.loop import (
-    Learner,
+    Skips,
     after_sft,
     derive_seed,
+    fingerprint_of,
     load_prompts,
     log,
     open_model,
     open_reward,
     open_trunk,
-    step_together,
     tests_of,
 )
-from ppolite.stages.objective import MAXIMA, policy_loss, update_kl
 from ppolite.stages.rounds import Rounds
 from ppolite.stages.scoring import open_scorer
+from ppolite.stages.session import Session, begin_again, write_checkpoint
+from ppolite.stages.update import Updates
 from ppolite.types import Experience, Leash, Prompt, Rollout, Scorer, UserError
-
-
-class Best(NamedTuple):
-    """The best policy so far."""
-
-    step: int
-    score: float
-    weights: list[Tensor]
-    within: bool
-    """Whether it is within `max_kl`, as all are but perhaps the one of the start."""
 
 
 class PPO:
@@ -82,12 +69,45 @@ class PPO:
         self.seed = recipe.seed if self.config.seed is None else self.config.seed
         self.opened = open_model(recipe, after_sft(recipe, self.run_dir))
         train, held = load_prompts(self.config.prompts, self.opened, self.config.max_new_tokens, recipe.seed)
-        self.held, self.held_out = held, held[: self.config.eval_prompts]
-        probe = [encode_prompt(self.opened.tokenizer, p) for p in train[:4]]
+        self.held, self.reads = held, fingerprint_of((train, held))
+        self.roles = self._roles([encode_prompt(self.opened.tokenizer, p) for p in train[:4]], scorer)
+        self.scorer: Scorer = scorer or open_scorer(recipe, self.run_dir, self.opened, self.roles, train)
+        self.generator = LocalGenerator(self.roles.policy, self.opened.tokenizer, self.opened.stop_ids)
+        self.skips = Skips()
+        self.updates = Updates(self.roles, self.config, self.skips, recipe.faults.skips, self.seed)
+        kl = self.config.kl
+        self.leash: Leash = (
+            AdaptiveLeash(kl.beta, kl.target, kl.horizon) if kl.target else FixedLeash(kl.beta)
+        )
+        self.rounds = Rounds(
+            self.config,
+            self.roles,
+            self.generator,
+            self.opened,
+            train,
+            lambda rollouts: self.score(rollouts),
+            skips=recipe.faults.skips,
+            seed=self.seed,
+            path=self.run_dir / "rollouts" / "sft.jsonl",
+        )
+        self.heldout = HeldOut(
+            self.config,
+            self.roles,
+            self.generator,
+            held[: self.config.eval_prompts],
+            lambda rollouts: self.score(rollouts),
+            judge_of(recipe),
+            derive_seed(recipe.seed, "heldout"),
+        )
+        self.steps_done = 0
+
+    def _roles(self, probe: list[list[int]], scorer: Scorer | None) -> Roles:
+        """Policy, reference, critic and reward model on one trunk, the policy where the recipe has it start."""
+        recipe, config = self.recipe, self.config
         trunk = open_trunk(recipe, self.opened, probe)
-        asks_model = scorer is None and self.config.asks_model
-        reward = open_reward(recipe.ppo, self.run_dir, self.opened.device) if asks_model else None
-        if reward is None and self.config.critic_init == "reward":
+        asks_model = scorer is None and config.asks_model
+        reward = open_reward(config, self.run_dir, self.opened.device) if asks_model else None
+        if reward is None and config.critic_init == "reward":
             where = "ppo.rewards" if scorer is None and not asks_model else self.run_dir
             log.warning("no reward model in %s, so the critic starts at zero", where)
         separate = (
@@ -97,38 +117,17 @@ class PPO:
                 self.opened.source, self.opened.device, trust_remote_code=recipe.trust_remote_code
             )
         )
-        self.roles = build_roles(
+        roles = build_roles(
             trunk,
             recipe.train,
             reward,
             separate=separate,
-            critic_init=self.config.critic_init,
-            reward_scale=self.config.reward_scale,
+            critic_init=config.critic_init,
+            reward_scale=config.reward_scale,
         )
-        if self.config.start:
-            load_policy(self.roles, self.config.start)
-        self.scorer: Scorer = scorer or open_scorer(recipe, self.run_dir, self.opened, self.roles, train)
-        self.generator = LocalGenerator(self.roles.policy, self.opened.tokenizer, self.opened.stop_ids)
-        updates = self.config.steps * self.config.epochs * self.config.minibatches
-        self.learner = Learner(self.roles.policy.trained(), self.config.optim, updates)
-        self.critic_learner = Learner(self.roles.critic.trained(), self.config.critic, updates)
-        kl = self.config.kl
-        self.leash: Leash = (
-            AdaptiveLeash(kl.beta, kl.target, kl.horizon) if kl.target else FixedLeash(kl.beta)
-        )
-        self.penalty = AdaptivePenalty(1.0, self.config.penalty_target or 0.01)
-        self.rounds = Rounds(
-            self.config,
-            self.roles,
-            self.generator,
-            self.opened,
-            train,
-            lambda rollouts: self.score(rollouts),
-            self.seed,
-            self.run_dir / "rollouts" / "sft.jsonl",
-        )
-        self.steps_done = 0
-        self.best: Best | None = None
+        if config.start:
+            load_policy(roles, config.start)
+        return roles
 
     # What a step is made of.
 
@@ -151,9 +150,8 @@ class PPO:
         except Exception as error:
             kept = write_unscored(self.run_dir / "rollouts", rollouts)
             if isinstance(error, UserError):
-                raise UserError(
-                    f"{error}. The {len(rollouts)} responses without a score are in {kept}"
-                ) from error
+                told = f"{error}. The {len(rollouts)} responses without a score are in {kept}"
+                raise type(error)(told) from error
             log.warning("the scorer failed; the %d responses without a score are in %s", len(rollouts), kept)
             raise
         return scores
@@ -171,76 +169,20 @@ class PPO:
         return self.learn(*self.prepare(rollouts, scores))
 
     def learn(self, experience: Experience, seqs: Sequences) -> dict[str, float]:
-        """All epochs and minibatches over one round, then the controllers. Metrics are means over the updates."""
+        """All updates of one round, then the controllers. Metrics are means over the updates."""
         metrics = {
             **experience.diagnostics,
             "leash/beta": self.leash.beta,
             "samples/drawn": self.rounds.drawn,
+            "samples/skipped": self.rounds.skipped,
         }
-        if self.config.objective == "kl":
-            metrics["penalty/beta"] = self.penalty.beta
-        metrics |= self.update(experience, seqs)
-        explained = explained_variance(experience.values_BR, experience.returns_BR, experience.mask_BR)
-        metrics["value/explained_variance"] = float(explained)
-        # The paper's rule looks at the KL that the finished update has caused, not at its mean on the way.
-        if self.config.objective == "kl":
-            self.penalty.update(float(update_kl(self.new_logprobs(seqs), experience)))
-        self.leash.update(metrics["kl/ref_seq"], len(seqs))
+        metrics |= self.updates.run(experience, seqs, round_=self.steps_done, leash=self.leash.beta)
+        if math.isfinite(metrics["kl/ref_seq"]):
+            self.leash.update(metrics["kl/ref_seq"], len(seqs))
         self.steps_done += 1
-        self.generator.version = self.learner.done
+        self.generator.version = self.updates.policy.done
         self.last = (experience, seqs)
         return metrics
-
-    def update(self, experience: Experience, seqs: Sequences) -> dict[str, float]:
-        seed = derive_seed(self.seed, "ppo-shuffle", self.steps_done)
-        shuffle = torch.Generator().manual_seed(seed)
-        rows: list[dict[str, float]] = []
-        for _ in range(self.config.epochs):
-            order = torch.randperm(len(seqs), generator=shuffle)
-            # chunk() would make fewer when they do not divide: 5 rows in 4 minibatches become 2 + 2 + 1.
-            for minibatch in order.tensor_split(min(self.config.minibatches, len(order))):
-                row = self.minibatch(experience, seqs, minibatch.tolist())
-                row["lr/policy"] = self.learner.lr
-                norms = step_together(self.learner, self.critic_learner)
-                row["policy/grad_norm"], row["value/grad_norm"] = norms
-                rows.append(row)
-        columns = {key: [row[key] for row in rows] for key in rows[0]}
-        return {key: max(x) if key in MAXIMA else sum(x) / len(x) for key, x in columns.items()}
-
-    def minibatch(self, experience: Experience, seqs: Sequences, rows: list[int]) -> dict[str, float]:
-        """Gradients of policy and critic on the given rows, in micro-batches, by global token count."""
-        lengths, config = seqs.lengths, self.config
-        denom = experience.mask_BR[rows].sum()
-        metrics: dict[str, float] = {}
-        for part in token_batches([lengths[i] for i in rows], config.optim.micro_batch_tokens):
-            micro = [rows[i] for i in part]
-            batch, known = seqs.select(micro), experience.select(micro)
-            logp_BR, _ = self.roles.policy.logprobs(batch, config.temperature)
-            loss, figures = policy_loss(
-                logp_BR, known, config, penalty=self.penalty.beta, leash=self.leash.beta, denom=denom
-            )
-            loss.backward()
-            vloss, vfigures = value_loss(
-                self.roles.critic.values(batch),
-                known.values_BR,
-                known.returns_BR,
-                known.mask_BR,
-                clip=config.value_clip,
-                denom=denom,
-            )
-            vloss.backward()
-            figures |= {"value/loss": vloss.detach(), "value/clip_fraction": vfigures["clip_fraction"]}
-            for key, value in figures.items():
-                old = metrics.get(key, 0.0)
-                metrics[key] = max(old, float(value)) if key in MAXIMA else old + float(value)
-        return metrics
-
-    def _logprobs(self, part: Sequences) -> Tensor:
-        return self.roles.policy.logprobs(part, self.config.temperature)[0]
-
-    def new_logprobs(self, seqs: Sequences) -> Tensor:
-        """log π as it is now, [B, R]."""
-        return over_batches(seqs, self.config.optim.micro_batch_tokens, self._logprobs)
 
     def evaluate(self) -> dict[str, float]:
         """Score, KL to the reference, length and the judge's opinion on held-out prompts.
@@ -248,27 +190,7 @@ class PPO:
         Keeps the policy whose score is best within `max_kl`, and that of the start until there is one, wherever it
         is. The judge has no say in that.
         """
-        prompts, sampling = self.held_out, self.config.sampling
-        if not prompts:
-            raise UserError(
-                f"{self.config.prompts.path}: no prompts are held out; raise ppo.prompts.held_out"
-            )
-        rollouts = self.generator.generate(prompts, sampling, seed=derive_seed(self.recipe.seed, "heldout"))
-        result = {
-            "heldout/score": mean(self.score(rollouts)),
-            "heldout/kl_ref_seq": mean(distance(self.roles, rollouts, self.config)),
-            "heldout/length": length(rollouts),
-            **{f"heldout/{key}": value for key, value in source_means(rollouts).items()},
-        }
-        if judge := judge_of(self.recipe):
-            result["heldout/judge"] = mean(judge(rollouts))
-        score, within = result["heldout/score"], result["heldout/kl_ref_seq"] <= self.config.max_kl
-        best = self.best
-        better = best is None or not best.within or score > best.score
-        if (within and better) or (best is None and self.steps_done == 0):
-            kept = [p.detach().to("cpu", copy=True) for p in self.roles.policy.trained()]
-            self.best = Best(self.steps_done, score, kept, within)
-        return result
+        return self.heldout.look(self.steps_done)
 
     def save(self, folder: str | Path | None = None, *, adapter: bool = False) -> Path:
         """Write the current policy as an HF folder (default `RUN/policy`), or its adapter for PEFT."""
@@ -279,10 +201,11 @@ class PPO:
             save_policy(self.opened.model, self.roles.policy, self.opened.tokenizer, target)
         return target
 
-    def run(self) -> dict[str, Any]:
+    def run(self, *, adapter: bool = False, allow_changes: bool = False) -> dict[str, Any]:
         """Train for `ppo.steps`, or until samples are worn out; keep the best policy, save it.
 
-        Returns its step and its score, and where the run stopped early (`stopped_at`).
+        An interrupted run goes on. `adapter` saves it for PEFT as well. Returns the best policy's step and score,
+        and where the run stopped early (`stopped_at`).
         """
         tests_of(self.held, self.config)  # an hour of training should not end in nothing to judge it by
         if isinstance(self.scorer, TrunkScorer) and self.roles.reward is None:
@@ -290,34 +213,33 @@ class PPO:
                 f"{self.run_dir}: no reward model in it; train one with `ppolite reward`, or pass "
                 "scores to PPO.step"
             )
-        self.run_dir.mkdir(parents=True, exist_ok=True)
-        save_recipe(self.recipe, self.run_dir / "recipe.yaml")
-        steps, stopped = self.config.steps, {}
-        with MetricsLog(self.run_dir) as metrics, progress("ppo", total=steps) as tick:
-            metrics.log("ppo", 0, self.evaluate())
-            for step in range(1, steps + 1):
+        stopped: dict[str, Any] = {}
+        with Session("ppo", self, self.config.steps, allow_changes=allow_changes) as session:
+            if session.step == 0:
+                session.metrics.log(0, self.evaluate())
+            for step in session:
                 started, self.rounds.seconds = time.perf_counter(), 0.0
-                experience, seqs = self.prepare(*self.next_round())
+                with session.untouched():
+                    experience, seqs = self.prepare(*self.next_round())
                 worn = self.worn(experience, step)
                 if worn and self.config.on_low_ess != "draw":
                     end = {"stopped": True, "samples/drawn": self.rounds.drawn}
-                    metrics.log("ppo", step, experience.diagnostics | worn | end | self.evaluate())
+                    session.log(experience.diagnostics | worn | end | self.evaluate())
                     stopped = {"stopped_at": step}
                     break
                 if worn:
                     self.rounds.renew()
-                    experience, seqs = self.prepare(*self.next_round())
+                    with session.untouched():
+                        experience, seqs = self.prepare(*self.next_round())
                 row = self.learn(experience, seqs) | worn
                 row |= {"time/generate_s": self.rounds.seconds, "time/step_s": time.perf_counter() - started}
-                if step % self.config.eval_every == 0 or step == steps:
+                if step % self.config.eval_every == 0 or step == session.total:
                     row |= self.evaluate()
-                    write_rollouts(
-                        self.run_dir, step, experience, self.new_logprobs(seqs), self.opened.tokenizer
-                    )
-                metrics.log("ppo", step, row)
-                step_line(step, steps, row)
-                tick(1)
-        return self.finish() | stopped
+                    new_BR = policy_logprobs(self.roles, seqs, self.config)
+                    write_rollouts(self.run_dir, step, experience, new_BR, self.opened.tokenizer)
+                step_line(step, session.total, row)
+                session.log(row)
+            return self.finish(adapter=adapter) | stopped
 
     def worn(self, experience: Experience, step: int) -> dict[str, float]:
         """`ess/worn` where a round's effective sample size is below the floor, with a line of log; else empty."""
@@ -331,19 +253,54 @@ class PPO:
         )  # fmt: skip
         return {"ess/worn": share}
 
-    def finish(self) -> dict[str, Any]:
-        """Put the best policy in place and save it."""
-        assert self.best is not None, "that of the start is kept wherever it is"
-        step, score, kept, _ = self.best
-        if step == 0:
+    def finish(self, *, adapter: bool = False) -> dict[str, Any]:
+        """Put the best policy in place and save it, as an adapter too where that is wanted."""
+        best = self.heldout.put_best()
+        if best.step == 0:
             start = self.config.start or "the SFT model"
             log.warning(
                 "no policy within ppo.max_kl = %g nats scored better than %s on held-out prompts; "
                 "saving %s. Raise max_kl or kl.beta, or train longer",
                 self.config.max_kl, start, start,
             )  # fmt: skip
-        with torch.no_grad():
-            for weight, best in zip(self.roles.policy.trained(), kept, strict=True):
-                weight.copy_(best)
         self.save()
-        return {"best_step": step, "heldout_score": score}
+        if adapter:
+            self.save(adapter=True)
+        return {"best_step": best.step, "heldout_score": best.score}
+
+    # Checkpoints.
+
+    def checkpoint(self) -> None:
+        """Write the complete state as it is between two steps, for `resume` of a later process."""
+        write_checkpoint("ppo", self, self.steps_done)
+
+    def resume(self, *, allow_changes: bool = False) -> int:
+        """Go on from the last checkpoint, if there is one. Returns the steps that are done.
+
+        Raises UserError where it was made with another recipe or other data, unless `allow_changes`.
+        """
+        begin_again("ppo", self, allow_changes=allow_changes)
+        return self.steps_done
+
+    def state(self) -> State:
+        """All that the steps to come depend on and that the recipe does not say."""
+        return {
+            "steps_done": self.steps_done,
+            "updates": self.updates.state(),
+            "leash": self.leash.state_dict(),
+            "rounds": self.rounds.state(),
+            "heldout": self.heldout.state(),
+        }
+
+    def restore(self, state: State) -> None:
+        """The state that `state` gave. Raises ValueError where it does not fit this recipe."""
+        self.updates.restore(state["updates"])
+        self.leash.load_state_dict(state["leash"])
+        self.rounds.restore(state["rounds"])
+        self.heldout.restore(state["heldout"])
+        self.steps_done, self.generator.version = state["steps_done"], self.updates.policy.done
+
+    def go_back(self, state: State) -> None:
+        """Weights, moments and controllers of that state; data, seeds and schedules go on where they are."""
+        self.updates.go_back(state["updates"])
+        self.leash.load_state_dict(state["leash"])

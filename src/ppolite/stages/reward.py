@@ -18,38 +18,45 @@ normalise the reward.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import combinations, islice
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ppolite.config import Recipe, save_recipe
+from ppolite.config import Recipe
 from ppolite.data.chat import encode_example
 from ppolite.models.export import save_reward
 from ppolite.models.roles import Norm, trainable
 from ppolite.models.trunk import Body, Sequences
 from ppolite.obs.metrics import calibration, pearson, spearman
-from ppolite.obs.sinks import MetricsLog, progress
 from ppolite.ops.packing import token_batches
 from ppolite.ops.preference import bradley_terry_loss, pair_accuracy, plackett_luce_loss, regression_loss
 from ppolite.rollout.experience import over_batches
 from ppolite.rollout.local import LocalGenerator
+from ppolite.stages.checkpoint import State
 from ppolite.stages.loop import (
+    Fitting,
     Learner,
+    Skips,
     after_sft,
     batches,
     count_batches,
     derive_seed,
+    fingerprint_of,
     load_split,
     log,
     open_model,
     open_trunk,
+    put_weights,
     shuffled,
+    step_together,
+    weights_of,
 )
+from ppolite.stages.session import Session
 from ppolite.types import Preference, Prompt, Ranking, Sampling, Scored, UserError
 
 ITEMS = {"scores": "scored", "pairs": "preferences", "rankings": "rankings"}
@@ -96,6 +103,12 @@ class RewardModel:
             body.hold({})
         self.mean, self.scale = self._target_units()
         self._pairs_apart()
+        self.reads = fingerprint_of((self.train, self.held))
+        total = count_batches(len(self.train), self.config.batch_size, self.config.epochs)
+        self.learner = Learner(self.body.trained(), self.config.optim, total)
+        self.skips, self.fitting = Skips(), Fitting(self.config.optim.micro_batch_tokens)
+        self.found: dict[str, Any] = {}
+        """The agreement, once the last update is done."""
 
     def _body(self) -> Body:
         top = self.trunk.top
@@ -175,10 +188,10 @@ class RewardModel:
             return torch.zeros((), device=self.opened.device)
         return torch.cat([self._targets(m) - s for m, s in zip(micros, scores, strict=True)]).mean()
 
-    def learn(self, rows: Sequence[Row], learner: Learner) -> tuple[float, float]:
-        """One update. Returns loss and gradient norm."""
+    def loss(self, rows: Sequence[Row]) -> float:
+        """Mean loss of these rows; gradients are accumulated."""
         total = 0.0
-        parts = token_batches([row.size for row in rows], self.config.optim.micro_batch_tokens)
+        parts = token_batches([row.size for row in rows], self.fitting.tokens)
         micros = [[rows[i] for i in part] for part in parts]
         seqs = [self.sequences(micro) for micro in micros]
         intercept = None
@@ -192,7 +205,23 @@ class RewardModel:
             loss = self._loss(micro, scores_M, shift) * (len(micro) / len(rows))
             loss.backward()
             total += float(loss.detach())
-        return total, learner.step()
+        return total
+
+    def learn(self, rows: Sequence[Row]) -> dict[str, float]:
+        """One update, skipped and counted where loss or gradient is not finite."""
+        row = {"lr": self.learner.lr}
+        loss = self.fitting.run(lambda: self.loss(rows), self.learner.clear)
+        norms = step_together(self.learner, sound=math.isfinite(loss))
+        if norms is None:
+            self.skips.add("the loss or its gradient was not finite", [self.text(row) for row in rows])
+        else:
+            self.skips.clear()
+            row["grad_norm"] = norms[0]
+        return row | {"loss/train": loss, "update/skipped": self.skips.total}
+
+    def text(self, row: Row) -> dict[str, Any]:
+        texts = [[str(self.opened.tokenizer.decode(ids)) for ids in pair] for pair in row.encoded]
+        return {"prompt": texts[0][0], "responses": [response for _, response in texts], "target": row.target}
 
     @torch.no_grad()
     def predict(self, rows: Sequence[Row]) -> list[list[float]]:
@@ -235,27 +264,45 @@ class RewardModel:
             result["by_origin"] = {k: [_right(part), len(part)] for k, part in sorted(origins.items())}
         return result
 
-    def run(self) -> dict[str, Any]:
-        """Train, measure, save `RUN/reward`. Returns the agreement on held-out rows."""
-        config = self.config
-        self.run_dir.mkdir(parents=True, exist_ok=True)
-        save_recipe(self.recipe, self.run_dir / "recipe.yaml")
-        total = count_batches(len(self.train), config.batch_size, config.epochs)
-        learner = Learner(self.body.trained(), config.optim, total)
-        order = derive_seed(self.recipe.seed, "reward-order")
-        stream = batches(self.train, config.batch_size, config.epochs, order, length=lambda row: row.size)
-        with MetricsLog(self.run_dir) as metrics, progress("reward", total=total) as tick:
-            for step, rows in enumerate(stream, 1):
-                lr = learner.lr
-                loss, norm = self.learn(rows, learner)
-                metrics.log("reward", step, {"loss/train": loss, "lr": lr, "grad_norm": norm})
-                tick(1, f"loss {loss:.3f}")
-            self._fit_mean()
-            agreement = self.agreement()
-            figures = {f"heldout/{k}": v for k, v in agreement.items() if isinstance(v, float)}
-            metrics.log("reward", total, figures)
-        self._save(agreement)
-        return agreement
+    def run(self, *, allow_changes: bool = False) -> dict[str, Any]:
+        """Train, measure, save `RUN/reward`; an interrupted run goes on. Returns the agreement on held-out rows."""
+        with Session("reward", self, self.learner.total, allow_changes=allow_changes) as session:
+            for step, rows in zip(session, islice(self.stream(), session.step, None), strict=True):
+                row = self.learn(rows)
+                if step == session.total:
+                    self._fit_mean()
+                    self.found = self.agreement()
+                    row |= {f"heldout/{k}": v for k, v in self.found.items() if isinstance(v, float)}
+                session.log(row, f"loss {row['loss/train']:.3f}")
+            self._save(self.found)
+        return self.found
+
+    def stream(self) -> Iterator[list[Row]]:
+        """The batches of all epochs."""
+        size, epochs, seed = (
+            self.config.batch_size,
+            self.config.epochs,
+            derive_seed(self.recipe.seed, "reward-order"),
+        )
+        return batches(self.train, size, epochs, seed, length=lambda row: row.size)
+
+    def state(self) -> State:
+        return {
+            "weights": weights_of(self.body),
+            "learner": self.learner.state(),
+            "tokens": self.fitting.tokens,
+            "mean": self.mean,
+            "found": self.found,
+        }
+
+    def restore(self, state: State) -> None:
+        self.go_back(state)
+        self.learner.done, self.fitting.tokens = state["learner"]["done"], state["tokens"]
+        self.mean, self.found = state["mean"], state["found"]
+
+    def go_back(self, state: State) -> None:
+        put_weights(self.body, state["weights"])
+        self.learner.restore_moments(state["learner"])
 
     def _save(self, agreement: dict[str, Any]) -> None:
         assert self.body.score is not None

@@ -5,26 +5,34 @@
     sft      the SFT model draws once; every round is a part of its samples, again and again, until `renew`
 
 `drawn` counts the responses that have been drawn for training, whoever drew them; those of held-out prompts are
-not among them.
+not among them. What was drawn and has no scores yet waits, in the checkpoint too, so that a reward source that fails
+loses no response.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from ppolite.config import PPO
 from ppolite.models.roles import Roles
-from ppolite.rollout.behaviour import behind, remember, sft_samples
+from ppolite.rollout.behaviour import remember, sft_samples
 from ppolite.rollout.experience import checked_scores
 from ppolite.rollout.local import LocalGenerator
-from ppolite.stages.loop import Opened, cycle, derive_seed, log
-from ppolite.types import Prompt, Rollout
+from ppolite.rollout.record import rollout_from, rollout_state
+from ppolite.stages.checkpoint import State
+from ppolite.stages.loop import Cycle, Opened, derive_seed, fingerprint_of, log
+from ppolite.types import NotFiniteError, Prompt, Rollout, UserError
 
 
 class Rounds:
-    """Where `PPO` gets its rollouts. `generator` is the policy's; `score` is asked once for each response."""
+    """Where `PPO` gets its rollouts. `generator` is the policy's; `score` is asked once for each response.
+
+    Of rounds in a row whose scores are not finite, `skips` are left out.
+    """
 
     def __init__(
         self,
@@ -34,21 +42,26 @@ class Rounds:
         opened: Opened,
         prompts: Sequence[Prompt],
         score: Callable[[Sequence[Rollout]], list[float]],
+        *,
+        skips: int,
         seed: int,
         path: Path,
     ) -> None:
         self.config, self.roles, self.generator, self.opened = config, roles, generator, opened
-        self.score, self.seed, self.path = score, seed, path
-        self.calls = self.drawn = 0
+        self.given, self.score, self.skips, self.seed, self.path = prompts, score, skips, seed, path
+        self.calls = self.drawn = self.skipped = 0
         self.seconds = 0.0
-        self._prompts = cycle(prompts, derive_seed(seed, "ppo-prompts"))
-        self._queue = behind(lambda: self._draw(config.rollouts), config.lag)
-        self._samples: Iterator[tuple[Rollout, float]] | None = None
+        self._fingerprint = fingerprint_of(prompts)
+        self._order = Cycle(range(len(prompts)), derive_seed(seed, "ppo-prompts"))
+        self._queue: deque[list[Rollout]] = deque()
+        self._waiting: list[Rollout] = []
+        """Drawn, and without scores."""
+        self._samples: Cycle[tuple[Rollout, float]] | None = None
 
     def prompts(self, count: int) -> list[Prompt]:
         """Prompts for `count` responses, each as often as it is to be answered."""
         n = self.config.samples_per_prompt
-        return [p for _ in range(count // n) for p in [next(self._prompts)] * n]
+        return [self.given[place] for _ in range(count // n) for place in [next(self._order)] * n]
 
     def generate(self, prompts: Sequence[Prompt]) -> list[Rollout]:
         """Responses of the policy as it is; every call has a random stream of its own."""
@@ -62,16 +75,42 @@ class Rounds:
     def next(self) -> tuple[list[Rollout], list[float]]:
         """A round and its scores."""
         if not self.config.stored:
-            rollouts = next(self._queue)
-            return rollouts, self.score(rollouts)
+            return self._scored()
         if self._samples is None:
-            self._samples = self._passes(self._from_sft())
+            self._waiting = self._waiting or self._from_sft()
+            self._score_waiting()
+        assert self._samples is not None
         pairs = [next(self._samples) for _ in range(self.config.rollouts)]
         return [rollout for rollout, _ in pairs], [score for _, score in pairs]
 
     def renew(self) -> None:
         """Replace the stored samples by as many of the current policy, which is μ from now on."""
-        self._samples = self._passes(self._draw(self.config.stored))
+        self._samples = None
+        self._waiting = self._draw(self.config.stored)
+
+    def _scored(self) -> tuple[list[Rollout], list[float]]:
+        """The oldest round, or the next one whose scores are finite."""
+        for skips in range(self.skips + 1):
+            self._waiting = self._waiting or self._oldest()
+            try:
+                scores = self.score(self._waiting)
+            except NotFiniteError as error:
+                if skips == self.skips:
+                    raise UserError(
+                        f"{error}. So it was {skips + 1} times in a row (faults.skips)"
+                    ) from error
+                log.warning("%s. Going on with another round", error)
+                self.skipped += len(self._waiting)
+                self._waiting = []
+            else:
+                rollouts, self._waiting = self._waiting, []
+                return rollouts, scores
+        raise AssertionError("the last time raises or returns")
+
+    def _oldest(self) -> list[Rollout]:
+        while len(self._queue) <= self.config.lag:
+            self._queue.append(self._draw(self.config.rollouts))
+        return self._queue.popleft()
 
     def _draw(self, count: int) -> list[Rollout]:
         rollouts = self.generate(self.prompts(count))
@@ -94,14 +133,60 @@ class Rounds:
         self._count(samples if drawn else [], started)
         return samples
 
-    def _passes(self, samples: list[Rollout]) -> Iterator[tuple[Rollout, float]]:
-        """The samples with their scores, pass after pass; scored by rounds, since so many fit into memory."""
-        n = self.config.rollouts
+    def _score_waiting(self) -> None:
+        """Stored samples get their scores, round by round, since so many fit into memory; then passes begin."""
+        n, samples = self.config.rollouts, self._waiting
         parts = [samples[first : first + n] for first in range(0, len(samples), n)]
         scores = [s for part in parts for s in checked_scores(self.score(part), len(part)).tolist()]
         seed = derive_seed(self.seed, "ppo-samples", self.calls)
-        return cycle(list(zip(samples, scores, strict=True)), seed)
+        self._samples, self._waiting = Cycle(list(zip(samples, scores, strict=True)), seed), []
 
     def _count(self, rollouts: Sequence[Rollout], started: float) -> None:
         self.drawn += len(rollouts)
         self.seconds += time.perf_counter() - started
+
+    # ---- checkpoints -----------------------------------------------------------------------------------------
+
+    def state(self) -> State:
+        place = {id(prompt): i for i, prompt in enumerate(self.given)}
+
+        def kept(rollouts: Sequence[Rollout]) -> list[dict[str, Any]]:
+            return [rollout_state(r, place[id(r.prompt)]) for r in rollouts]
+
+        passes = self._samples
+        return {
+            "calls": self.calls,
+            "drawn": self.drawn,
+            "skipped": self.skipped,
+            "prompts": self._fingerprint,
+            "prompts_taken": self._order.taken,
+            "queue": [kept(round_) for round_ in self._queue],
+            "waiting": kept(self._waiting),
+            "samples": None
+            if passes is None
+            else {
+                "seed": passes.seed,
+                "taken": passes.taken,
+                "rollouts": kept([r for r, _ in passes.items]),
+                "scores": [score for _, score in passes.items],
+            },
+        }
+
+    def restore(self, state: State) -> None:
+        """Raises ValueError where rollouts are kept, but the prompts are others."""
+
+        def made(kept: list[dict[str, Any]]) -> list[Rollout]:
+            if kept and state["prompts"] != self._fingerprint:
+                raise ValueError(
+                    "responses wait for their turn, whose prompts are not among those of the recipe"
+                )
+            return [rollout_from(of_one, self.given) for of_one in kept]
+
+        self.calls, self.drawn, self.skipped = state["calls"], state["drawn"], state["skipped"]
+        self._order.taken = state["prompts_taken"]
+        self._queue = deque(made(round_) for round_ in state["queue"])
+        self._waiting = made(state["waiting"])
+        self._samples = None
+        if (passes := state["samples"]) is not None:
+            pairs = list(zip(made(passes["rollouts"]), passes["scores"], strict=True))
+            self._samples = Cycle(pairs, passes["seed"], passes["taken"])

@@ -12,8 +12,9 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from ppolite.config import Recipe, load_recipe
+from ppolite.config import Recipe, changed_keys, load_recipe
 from ppolite.obs.report import write_report
+from ppolite.stages.checkpoint import stage_folder
 from ppolite.stages.evaluate import evaluate_run
 from ppolite.stages.loop import round_folders
 from ppolite.stages.ppo import PPO
@@ -25,23 +26,19 @@ log = logging.getLogger("ppolite")
 
 RESULTS = {"sft": "sft", "reward": "reward", "ppo": "policy"}
 STAGES: dict[str, Any] = {"sft": SFT, "reward": RewardModel, "ppo": PPO}
-FREE = {"evaluation", "device", "dtype", "ppo.min_rm_accuracy", "iterate.rounds"}
+FREE = {"evaluation", "checkpoint", "faults", "device", "dtype", "ppo.min_rm_accuracy", "iterate.rounds"}
 """Keys that may change between stages of one run: they alter no finished result's meaning."""
+
+
+def is_finished(place: Path, stage: str) -> bool:
+    """With a result, and without checkpoints, which an unfinished stage has."""
+    return (place / RESULTS[stage]).exists() and not stage_folder(place, stage).exists()
 
 
 def finished_stages(run_dir: Path) -> list[str]:
     """Of the run or of one of its rounds."""
     places = [run_dir, *round_folders(run_dir)]
-    return [stage for stage, folder in RESULTS.items() if any((place / folder).exists() for place in places)]
-
-
-def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
-    """`{"ppo.kl.beta": 0.05, …}`"""
-    if not isinstance(tree, dict):
-        return {prefix: tree}
-    return {
-        k: v for key, sub in tree.items() for k, v in flat(sub, f"{prefix}.{key}" if prefix else key).items()
-    }
+    return [stage for stage in RESULTS if any(is_finished(place, stage) for place in places)]
 
 
 def check_unchanged(recipe: Recipe, run_dir: Path, redo: str | None = None) -> None:
@@ -56,17 +53,12 @@ def check_unchanged(recipe: Recipe, run_dir: Path, redo: str | None = None) -> N
         done.remove(redo)
     if not path.exists() or not (done or rounds):
         return
-    old = flat(load_recipe(path).model_dump(mode="json"))
-    new = flat(recipe.model_dump(mode="json"))
+    old, new = (r.model_dump(mode="json") for r in (load_recipe(path), recipe))
     loose = FREE | (set(RESULTS) - set(done)) | (set() if rounds else {"iterate"})
     if "reward" not in done:
         loose.add("iterate.held_out")
     drawn_from = {"ppo.prompts"} if rounds else set[str]()
-    changed = sorted(
-        k
-        for k in old.keys() | new.keys()
-        if old.get(k) != new.get(k) and (_within(k, drawn_from) or not _within(k, loose))
-    )
+    changed = [k for k in changed_keys(old, new) if _within(k, drawn_from) or not _within(k, loose)]
     if changed:
         done += ["candidates"] if rounds else []
         raise UserError(
@@ -79,10 +71,13 @@ def _within(key: str, sections: set[str]) -> bool:
     return any(key == section or key.startswith(f"{section}.") for section in sections)
 
 
-def run_stage(stage: str, recipe: Recipe, run_dir: Path) -> dict[str, Any]:
-    """One stage into the folder, from what the stages before it left there."""
+def run_stage(stage: str, recipe: Recipe, run_dir: Path, *, allow_changes: bool = False) -> dict[str, Any]:
+    """One stage into the folder, from what the stages before it left there, or from where it was interrupted.
+
+    `allow_changes`: go on with an interrupted stage although the recipe has changed.
+    """
     check_unchanged(recipe, run_dir, redo=stage)
-    return STAGES[stage](recipe, run_dir).run()
+    return STAGES[stage](recipe, run_dir).run(allow_changes=allow_changes)
 
 
 def evaluated(recipe: Recipe, run_dir: Path) -> dict[str, Any] | None:
@@ -94,7 +89,7 @@ def evaluated(recipe: Recipe, run_dir: Path) -> dict[str, Any] | None:
     return result if result.get("evaluation") == recipe.evaluation.model_dump() else None
 
 
-def run_recipe(recipe: Recipe, run_dir: Path) -> dict[str, Any]:
+def run_recipe(recipe: Recipe, run_dir: Path, *, allow_changes: bool = False) -> dict[str, Any]:
     """All stages that the recipe has and the folder lacks, then evaluation (returned) and report."""
     if recipe.iterate is not None:
         raise UserError("the recipe has a section `iterate`, which only `ppolite iterate` reads; use that")
@@ -109,7 +104,7 @@ def run_recipe(recipe: Recipe, run_dir: Path) -> dict[str, Any]:
         if stage in done:
             log.info("%s: finished before, kept (%s)", stage, run_dir / RESULTS[stage])
         else:
-            run_stage(stage, recipe, run_dir)
+            run_stage(stage, recipe, run_dir, allow_changes=allow_changes)
     result: dict[str, Any] = {}
     if recipe.ppo is not None:
         result = evaluated(recipe, run_dir) or evaluate_run(recipe, run_dir)

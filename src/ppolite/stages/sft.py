@@ -10,29 +10,38 @@ Prompts carry no loss. The frozen bottom is run without gradients; the result is
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 
 import torch
 
-from ppolite.config import Recipe, save_recipe
+from ppolite.config import Recipe
 from ppolite.data.chat import encode_example
 from ppolite.models.export import save_policy
 from ppolite.models.roles import trainable
 from ppolite.models.trunk import Sequences
-from ppolite.obs.sinks import MetricsLog, progress
 from ppolite.ops.packing import token_batches
+from ppolite.stages.checkpoint import State
 from ppolite.stages.loop import (
+    Fitting,
     Learner,
+    Skips,
     batches,
     count_batches,
     derive_seed,
+    fingerprint_of,
     load_split,
     log,
     open_model,
     open_trunk,
+    put_weights,
     shuffled,
+    step_together,
+    weights_of,
 )
+from ppolite.stages.session import Session
 from ppolite.types import Example, UserError
 
 Encoded = tuple[list[int], list[int]]
@@ -59,6 +68,12 @@ class SFT:
         self.body, _ = trainable(self.trunk.top, recipe.train)
         self.trunk.hold()
         self.body.hold({})
+        self.reads = fingerprint_of((self.train, self.held))
+        total = count_batches(len(self.train), self.config.batch_size, self.config.epochs)
+        self.learner = Learner(self.body.trained(), self.config.optim, total)
+        self.skips, self.fitting = Skips(), Fitting(self.config.optim.micro_batch_tokens)
+        self.before: float | None = None
+        self.after: float | None = None
 
     @property
     def limit(self) -> int:
@@ -85,7 +100,7 @@ class SFT:
         tokens = int(seqs.mask_BR.sum())
         total = 0.0
         with torch.set_grad_enabled(backward):
-            for part in token_batches(seqs.lengths, self.config.optim.micro_batch_tokens):
+            for part in token_batches(seqs.lengths, self.fitting.tokens):
                 logp_BR, _ = self.body.logprobs(seqs.select(part), 1.0)
                 loss = -logp_BR.sum() / tokens
                 if backward:
@@ -96,31 +111,62 @@ class SFT:
     def held_out_loss(self) -> float | None:
         return self.loss(self.held, backward=False) if self.held else None
 
-    def run(self) -> dict[str, float | None]:
-        """Train, log, save `RUN/sft`. Returns the held-out loss before and after."""
-        config, folder = self.config, self.run_dir / "sft"
-        self.run_dir.mkdir(parents=True, exist_ok=True)
-        save_recipe(self.recipe, self.run_dir / "recipe.yaml")
-        total = count_batches(len(self.train), config.batch_size, config.epochs)
-        learner = Learner(self.body.trained(), config.optim, total)
-        before = after = self.held_out_loss()
-        order = derive_seed(self.recipe.seed, "sft-order")
-        stream = batches(
-            self.train, config.batch_size, config.epochs, order, length=lambda row: len(row[0]) + len(row[1])
+    def run(self, *, allow_changes: bool = False) -> dict[str, float | None]:
+        """Train, log, save `RUN/sft`; an interrupted run goes on. Returns the held-out loss before and after."""
+        config = self.config
+        with Session("sft", self, self.learner.total, allow_changes=allow_changes) as session:
+            if session.step == 0:
+                self.before = self.after = self.held_out_loss()
+                session.metrics.log(0, {"loss/heldout": self.before})
+            stream = islice(self.stream(), session.step, None)
+            for step, rows in zip(session, stream, strict=True):
+                row = self.learn(rows)
+                if step % config.eval_every == 0 or step == session.total:
+                    row["loss/heldout"] = self.after = self.held_out_loss()
+                held_out = "" if self.after is None else f", held out {self.after:.3f}"
+                session.log(row, f"loss {row['loss/train']:.3f}{held_out}")
+            save_policy(self.opened.model, self.body, self.opened.tokenizer, self.run_dir / "sft")
+        return {"loss_before": self.before, "loss_after": self.after}
+
+    def stream(self) -> Iterator[list[Encoded]]:
+        """The batches of all epochs."""
+        size, epochs, seed = (
+            self.config.batch_size,
+            self.config.epochs,
+            derive_seed(self.recipe.seed, "sft-order"),
         )
-        with MetricsLog(self.run_dir) as metrics, progress("sft", total=total) as tick:
-            metrics.log("sft", 0, {"loss/heldout": before})
-            for step, rows in enumerate(stream, 1):
-                lr = learner.lr
-                row: dict[str, float | None] = {"loss/train": self.loss(rows, backward=True), "lr": lr}
-                row["grad_norm"] = learner.step()
-                if step % config.eval_every == 0 or step == total:
-                    row["loss/heldout"] = after = self.held_out_loss()
-                metrics.log("sft", step, row)
-                tick(
-                    1,
-                    f"loss {row['loss/train']:.3f}"
-                    + (f", held out {after:.3f}" if after is not None else ""),
-                )
-        save_policy(self.opened.model, self.body, self.opened.tokenizer, folder)
-        return {"loss_before": before, "loss_after": after}
+        return batches(self.train, size, epochs, seed, length=lambda row: len(row[0]) + len(row[1]))
+
+    def learn(self, rows: Sequence[Encoded]) -> dict[str, float | None]:
+        """One update, skipped and counted where loss or gradient is not finite."""
+        row: dict[str, float | None] = {"lr": self.learner.lr}
+        loss = self.fitting.run(lambda: self.loss(rows, backward=True), self.learner.clear)
+        norms = step_together(self.learner, sound=math.isfinite(loss))
+        if norms is None:
+            self.skips.add("the loss or its gradient was not finite", [self.text(pair) for pair in rows])
+        else:
+            self.skips.clear()
+            row["grad_norm"] = norms[0]
+        return row | {"loss/train": loss, "update/skipped": self.skips.total}
+
+    def text(self, pair: Encoded) -> dict[str, str]:
+        prompt, response = (str(self.opened.tokenizer.decode(ids)) for ids in pair)
+        return {"prompt": prompt, "response": response}
+
+    def state(self) -> State:
+        return {
+            "weights": weights_of(self.body),
+            "learner": self.learner.state(),
+            "tokens": self.fitting.tokens,
+            "losses": [self.before, self.after],
+        }
+
+    def restore(self, state: State) -> None:
+        self.go_back(state)
+        self.learner.done = state["learner"]["done"]
+        self.fitting.tokens = state["tokens"]
+        self.before, self.after = state["losses"]
+
+    def go_back(self, state: State) -> None:
+        put_weights(self.body, state["weights"])
+        self.learner.restore_moments(state["learner"])

@@ -25,7 +25,7 @@ from statistics import fmean, pstdev
 from ppolite.config import PPO, Judge, ModelSource
 from ppolite.models.roles import Norm
 from ppolite.rollout.record import Origin
-from ppolite.rollout.sources.foreign import fault_of
+from ppolite.rollout.sources.foreign import checked
 from ppolite.types import Rollout, Scorer, UserError
 
 log = logging.getLogger("ppolite")
@@ -54,11 +54,9 @@ class Combined:
 
 
 def values_of(title: str, source: Scorer, rollouts: Sequence[Rollout]) -> list[float]:
-    """One finite number for each rollout, or UserError."""
-    values = source.score(rollouts)
-    if fault := fault_of(values, len(rollouts)):
-        raise UserError(f"rewards: `{title}` {fault}; look at it and at the responses")
-    return values
+    """One finite number for each rollout, or NotFiniteError, or UserError."""
+    then = "look at it and at the responses"
+    return checked(source.score(rollouts), len(rollouts), f"rewards: `{title}`", then)
 
 
 def combined(values: Mapping[str, float], config: PPO, units: Mapping[str, Norm]) -> float:

@@ -2,7 +2,8 @@
 
 sent        prompts, responses and columns of rollouts as plain lists
 within      an answer, or TimeoutError
-fault_of    what is wrong with an answer that should be a list of numbers
+checked     an answer that should be a list of finite numbers
+fault_of    what is wrong with it
 quoted      a foreign text in one of our sentences
 """
 
@@ -13,11 +14,11 @@ import queue
 import reprlib
 import threading
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from ppolite.data.tables import nearest
 from ppolite.obs.visible import visible
-from ppolite.types import Rollout, UserError
+from ppolite.types import NotFiniteError, Rollout, UserError
 
 T = TypeVar("T")
 
@@ -67,6 +68,21 @@ def within(seconds: float, work: Callable[[], T]) -> T:
     if error is not None:
         raise error
     return answer  # pyright: ignore[reportReturnType]  None only beside an error, or where T is None
+
+
+def checked(values: object, count: int, who: str, then: str) -> list[float]:
+    """`count` finite numbers, true and false being 1 and 0.
+
+    Raises NotFiniteError where one is infinite or NaN, UserError where they are anything else: `who` gave what, and
+    `then` what to do.
+    """
+    fault = fault_of(values, count)
+    if fault is None:
+        return [float(value) for value in cast("list[float]", values)]
+    odd = (
+        isinstance(values, list) and len(values) == count and all(isinstance(v, int | float) for v in values)
+    )
+    raise (NotFiniteError if odd else UserError)(f"{who} {fault}; {then}")
 
 
 def fault_of(values: object, count: int) -> str | None:

@@ -29,7 +29,7 @@ from typing import Any
 
 from ppolite.config import FunctionSource
 from ppolite.rollout.sources import worker
-from ppolite.rollout.sources.foreign import BASICS, fault_of, quoted, sent, within
+from ppolite.rollout.sources.foreign import BASICS, checked, quoted, sent, within
 from ppolite.types import Rollout, UserError
 
 
@@ -53,9 +53,7 @@ class FunctionScorer:
         if self._signature["any"]:
             names |= dict.fromkeys(["prompts", "responses", *sorted(columns)])
         scores = self._ask(sent(rollouts, names, self.who))["scores"]
-        if fault := fault_of(scores, len(rollouts)):
-            raise UserError(f"{self.who} {fault}; mend it and start again")
-        return [float(score) for score in scores]
+        return checked(scores, len(rollouts), self.who, "mend it and start again")
 
     def _start(self) -> None:
         self._process = _Process()

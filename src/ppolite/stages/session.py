@@ -1,0 +1,221 @@
+"""What keeps a stage's loop safe: metrics that tell each step once, checkpoints, signals, and a way back.
+
+    with Session("sft", trainer, total) as session:
+        for step in session:
+            session.log(trainer.learn(...))
+        trainer.save()
+
+Entered, it puts the trainer into the state of the last checkpoint, if an earlier process left one. Between two steps
+it writes checkpoints that are due, stops where SIGINT or SIGTERM came during the step, and goes back to the last
+checkpoint where too many updates in a row had to be skipped. Left without an error, the stage has its result: then
+the checkpoints go.
+
+Going back gives the weights, the moments and the controllers of the checkpoint; the data, the seeds and the schedules
+go on where they are, since the same data would do the same again.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+from ppolite.config import Recipe, changed_keys, save_recipe
+from ppolite.obs.sinks import MetricsLog, progress
+from ppolite.stages.checkpoint import Checkpoints, State
+from ppolite.stages.loop import Skips, log, write_json
+from ppolite.types import Interrupted, UserError
+
+
+class Trainer(Protocol):
+    """What a stage trains, as far as a session is concerned."""
+
+    recipe: Recipe
+    run_dir: Path
+    reads: str
+    """Fingerprint of its data."""
+    skips: Skips
+
+    def state(self) -> State:
+        """All that the steps to come depend on and that the recipe does not say."""
+        ...
+
+    def restore(self, state: State) -> None: ...
+
+    def go_back(self, state: State) -> None:
+        """Weights, moments and controllers of that state, and nothing else."""
+        ...
+
+
+class Session:
+    """One stage's loop over `total` steps. `allow_changes`: go on although the recipe says something else now."""
+
+    def __init__(self, stage: str, trainer: Trainer, total: int, *, allow_changes: bool = False) -> None:
+        self.stage, self.trainer, self.total, self.allow_changes = stage, trainer, total, allow_changes
+        self.recipe, self.run_dir = trainer.recipe, trainer.run_dir
+        self.checkpoints = Checkpoints(self.run_dir, stage, self.recipe.checkpoint)
+        self.step = self.returns = 0
+
+    def __enter__(self) -> Session:
+        again = begin_again(self.stage, self.trainer, allow_changes=self.allow_changes)
+        self.step, self.returns = again or (0, 0)
+        self.checkpoints.begin()
+        save_recipe(self.recipe, self.run_dir / "recipe.yaml")
+        with ExitStack() as stack:
+            self.metrics = stack.enter_context(
+                MetricsLog(self.run_dir, self.stage, after=self.step if again else -1)
+            )
+            self._tick = stack.enter_context(progress(self.stage, total=self.total, start=self.step))
+            self._signals = stack.enter_context(_Signals())
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *error: Any) -> None:
+        self._stack.__exit__(kind, *error)
+        if kind is None:
+            self.checkpoints.finish()
+        elif issubclass(kind, Exception) and (steps := self.checkpoints.steps()):
+            log.warning("the last checkpoint is of %s; %s", self._where(steps[-1]), self._how_on())
+
+    def __iter__(self) -> Iterator[int]:
+        """The steps to do, counted from 1."""
+        while self.step < self.total:
+            self.step += 1
+            yield self.step
+            if self.trainer.skips.in_row > self.recipe.faults.skips:
+                self._go_back()
+            if self._signals.caught or self.checkpoints.due(self.step):
+                self.save(self.step)
+            if self._signals.caught:
+                raise Interrupted(
+                    f"interrupted after {self._where(self.step)}; {self._how_on()}", self._signals.caught
+                )
+
+    def log(self, values: Mapping[str, Any], said: str = "", *, ticks: int = 1) -> None:
+        """The metrics of this step, once, and a line for the progress."""
+        self.metrics.log(self.step, values)
+        self._tick(ticks, said)
+
+    def save(self, step: int) -> None:
+        """A checkpoint as of the end of that step."""
+        self.metrics.sync()
+        self.checkpoints.save(step, _whole_state(self.trainer, self.returns))
+
+    @contextmanager
+    def untouched(self) -> Iterator[None]:
+        """For what comes before a step's first update: where it fails, the state until then is kept."""
+        try:
+            yield
+        except Exception:
+            self.save(self.step - 1)
+            raise
+
+    def _go_back(self) -> None:
+        path = self.run_dir / "faults" / f"{self.stage}-step-{self.step:05d}.json"
+        path.parent.mkdir(exist_ok=True)
+        write_json(path, {"stage": self.stage, "step": self.step, "skipped": self.trainer.skips.batches})
+        skips, self.returns = self.trainer.skips.in_row, self.returns + 1
+        what = f"{self._where(self.step)}: {skips} updates in a row had to be skipped, since {self.trainer.skips.why}"
+        found = self.checkpoints.latest() if self.returns <= self.recipe.faults.returns else None
+        if found is None:
+            why = (
+                "there is no checkpoint to go back to"
+                if self.returns == 1
+                else f"faults.returns is {self.returns - 1}"
+            )
+            raise UserError(
+                f"{what}, and {why}. Their batches are in {path}; lower the learning rate, or look at them"
+            )
+        self.trainer.go_back(found[1]["trainer"])
+        self.trainer.skips.clear()
+        log.warning("%s; back to the weights of step %d. Their batches are in %s", what, found[0], path)
+
+    def _where(self, step: int) -> str:
+        return f"{self.stage} step {step} of {self.total}"
+
+    def _how_on(self) -> str:
+        return f"`ppolite run {self.run_dir}` goes on from there"
+
+
+def write_checkpoint(stage: str, trainer: Trainer, step: int) -> None:
+    """A checkpoint outside of a session, for loops of one's own."""
+    checkpoints = Checkpoints(trainer.run_dir, stage, trainer.recipe.checkpoint)
+    checkpoints.begin()
+    save_recipe(trainer.recipe, trainer.run_dir / "recipe.yaml")
+    checkpoints.save(step, _whole_state(trainer, 0))
+
+
+def begin_again(stage: str, trainer: Trainer, *, allow_changes: bool) -> tuple[int, int] | None:
+    """Put the trainer into the state of the last checkpoint, if there is one. Returns its step and its returns.
+
+    Raises UserError where recipe or data have changed since, unless `allow_changes`, or the state does not fit.
+    """
+    checkpoints = Checkpoints(trainer.run_dir, stage, trainer.recipe.checkpoint)
+    found = checkpoints.latest()
+    if found is None:
+        return None
+    step, state = found
+    if not allow_changes:
+        _check_unchanged(stage, trainer, state, checkpoints.folder)
+    try:
+        trainer.restore(state["trainer"])
+    except (KeyError, ValueError, RuntimeError) as error:
+        raise UserError(
+            f"{checkpoints.folder}: its state does not fit this recipe ({error}); go on with the recipe that it was "
+            "made with, or delete that folder to begin the stage anew"
+        ) from error
+    trainer.skips.total = state["skips"]
+    log.info("%s: going on after step %d", stage, step)
+    return step, state["returns"]
+
+
+def _whole_state(trainer: Trainer, returns: int) -> State:
+    return {
+        "recipe": trainer.recipe.model_dump(mode="json"),
+        "reads": trainer.reads,
+        "returns": returns,
+        "skips": trainer.skips.total,
+        "trainer": trainer.state(),
+    }
+
+
+def _check_unchanged(stage: str, trainer: Trainer, state: State, folder: Path) -> None:
+    others = {*{"sft", "reward", "ppo"} - {stage}, "iterate", "evaluation", "checkpoint"}
+    recipe = trainer.recipe.model_dump(mode="json")
+    changed = [key for key in changed_keys(state["recipe"], recipe) if key.partition(".")[0] not in others]
+    if changed or state["reads"] != trainer.reads:
+        what = f"other values of {', '.join(changed)}" if changed else "data that reads differently"
+        raise UserError(
+            f"{folder}: the stage was begun with {what}; put that back, go on as it is now by --allow-changes, or "
+            "delete that folder to begin the stage anew"
+        )
+
+
+class _Signals:
+    """The first SIGINT or SIGTERM waits for the end of the step, the second one does not."""
+
+    def __init__(self) -> None:
+        self.caught = 0
+
+    def __enter__(self) -> _Signals:
+        here = threading.current_thread() is threading.main_thread()  # Python lets no other thread listen
+        self._before = {
+            number: signal.signal(number, self._catch)
+            for number in ((signal.SIGINT, signal.SIGTERM) if here else ())
+        }
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, before in self._before.items():
+            signal.signal(number, before)
+
+    def _catch(self, number: int, frame: object) -> None:
+        if self.caught:
+            raise Interrupted("stopped at once; the last checkpoint is kept", number)
+        self.caught = number
+        # Not by print: the signal may have come amid one.
+        os.write(2, b"\nfinishing this step, then writing a checkpoint; once more stops at once\n")

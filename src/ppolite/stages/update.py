@@ -1,0 +1,173 @@
+"""Policy and critic learn from a round: epochs × minibatches, each update a step of both optimizers or of neither.
+
+    loss = objective's (objective.py) + the leash in the loss, if it is there ;  value loss, on the critic's own weights
+
+A loss is divided by the minibatch's tokens before its micro-batches are summed, so that accumulation equals one large
+batch. Where a loss or a gradient is not finite, both steps are left out and counted; where memory does not suffice, the
+micro-batches become smaller.
+
+Axes: B rows, R response tokens.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+
+from ppolite.config import PPO
+from ppolite.models.roles import Roles
+from ppolite.models.sequences import Sequences
+from ppolite.ops.kl import AdaptivePenalty
+from ppolite.ops.losses import explained_variance, value_loss
+from ppolite.ops.packing import token_batches
+from ppolite.rollout.experience import policy_logprobs
+from ppolite.stages.checkpoint import State
+from ppolite.stages.loop import (
+    Fitting,
+    Learner,
+    Skips,
+    derive_seed,
+    put_weights,
+    step_together,
+    weights_of,
+)
+from ppolite.stages.objective import MAXIMA, policy_loss, update_kl
+from ppolite.types import Experience
+
+Metrics = dict[str, float]
+
+
+class Updates:
+    """Both learners, and what steers them from one round to the next. `seed` is that of the shuffling."""
+
+    def __init__(self, roles: Roles, config: PPO, skips: Skips, most_skips: int, seed: int) -> None:
+        self.roles, self.config, self.skips, self.most_skips, self.seed = (
+            roles,
+            config,
+            skips,
+            most_skips,
+            seed,
+        )
+        total = config.steps * config.epochs * config.minibatches
+        self.policy = Learner(roles.policy.trained(), config.optim, total)
+        self.critic = Learner(roles.critic.trained(), config.critic, total)
+        self.penalty = AdaptivePenalty(1.0, config.penalty_target or 0.01)
+        self.fitting = Fitting(config.optim.micro_batch_tokens)
+
+    def run(self, experience: Experience, seqs: Sequences, *, round_: int, leash: float) -> Metrics:
+        """All updates of a round. Metrics are means over those that were not skipped.
+
+        `round_` counts rounds, for the seed of the shuffling; `leash` is the coefficient of KL(π‖π_ref).
+        """
+        shuffle = torch.Generator().manual_seed(derive_seed(self.seed, "ppo-shuffle", round_))
+        rows: list[Metrics] = []
+        for _ in range(self.config.epochs):
+            order = torch.randperm(len(seqs), generator=shuffle)
+            # chunk() would make fewer when they do not divide: 5 rows in 4 minibatches become 2 + 2 + 1.
+            for part in order.tensor_split(min(self.config.minibatches, len(order))):
+                if self.skips.in_row <= self.most_skips:
+                    rows += self.update(experience, seqs, part.tolist(), leash)
+        columns = {key: [row[key] for row in rows] for key in (rows[0] if rows else ())}
+        metrics = {key: max(x) if key in MAXIMA else sum(x) / len(x) for key, x in columns.items()}
+        explained = explained_variance(experience.values_BR, experience.returns_BR, experience.mask_BR)
+        metrics |= {"value/explained_variance": float(explained), "update/skipped": self.skips.total}
+        if self.config.objective == "kl":
+            metrics["penalty/beta"] = self.penalty.beta
+            if rows:
+                # The paper's rule looks at the KL that the finished update has caused, not at its mean on the way.
+                new_BR = policy_logprobs(self.roles, seqs, self.config)
+                self.penalty.update(float(update_kl(new_BR, experience)))
+        return metrics
+
+    def update(self, experience: Experience, seqs: Sequences, rows: list[int], leash: float) -> list[Metrics]:
+        """One step of both on the given rows. Its metrics, or none where it was skipped."""
+        row = self.fitting.run(lambda: self.minibatch(experience, seqs, rows, leash), self._clear)
+        row["lr/policy"] = self.policy.lr
+        norms = step_together(self.policy, self.critic, sound=all(map(math.isfinite, row.values())))
+        if norms is None:
+            self.skips.add("a loss or gradient was not finite", _readable(experience, rows, row))
+            return []
+        self.skips.clear()
+        row["policy/grad_norm"], row["value/grad_norm"] = norms
+        return [row]
+
+    def minibatch(self, experience: Experience, seqs: Sequences, rows: list[int], leash: float) -> Metrics:
+        """Gradients of policy and critic on the given rows, in micro-batches, by global token count."""
+        lengths, config = seqs.lengths, self.config
+        denom = experience.mask_BR[rows].sum()
+        metrics: Metrics = {}
+        for part in token_batches([lengths[i] for i in rows], self.fitting.tokens):
+            micro = [rows[i] for i in part]
+            batch, known = seqs.select(micro), experience.select(micro)
+            logp_BR, _ = self.roles.policy.logprobs(batch, config.temperature)
+            loss, figures = policy_loss(
+                logp_BR, known, config, penalty=self.penalty.beta, leash=leash, denom=denom
+            )
+            loss.backward()
+            vloss, vfigures = value_loss(
+                self.roles.critic.values(batch),
+                known.values_BR,
+                known.returns_BR,
+                known.mask_BR,
+                clip=config.value_clip,
+                denom=denom,
+            )
+            vloss.backward()
+            figures |= {"value/loss": vloss.detach(), "value/clip_fraction": vfigures["clip_fraction"]}
+            for key, value in figures.items():
+                old = metrics.get(key, 0.0)
+                metrics[key] = max(old, float(value)) if key in MAXIMA else old + float(value)
+        return metrics
+
+    def _clear(self) -> None:
+        self.policy.clear()
+        self.critic.clear()
+
+    def state(self) -> State:
+        return {
+            "policy": {"weights": weights_of(self.roles.policy), "learner": self.policy.state()},
+            "critic": {"weights": weights_of(self.roles.critic), "learner": self.critic.state()},
+            "penalty": self.penalty.state_dict(),
+            "tokens": self.fitting.tokens,
+        }
+
+    def restore(self, state: State) -> None:
+        self.go_back(state)
+        self.policy.done = state["policy"]["learner"]["done"]
+        self.critic.done = state["critic"]["learner"]["done"]
+        self.fitting.tokens = state["tokens"]
+
+    def go_back(self, state: State) -> None:
+        """Weights, moments and the penalty; the schedules stay where they are."""
+        for name, body, learner in (
+            ("policy", self.roles.policy, self.policy), ("critic", self.roles.critic, self.critic),
+        ):  # fmt: skip
+            put_weights(body, state[name]["weights"])
+            learner.restore_moments(state[name]["learner"])
+        self.penalty.load_state_dict(state["penalty"])
+
+
+def _readable(experience: Experience, rows: list[int], figures: Metrics) -> dict[str, Any]:
+    """What a person needs to see why a minibatch came to nothing. Numbers as text: some are not finite."""
+
+    def span(x_BR: torch.Tensor, i: int) -> str:
+        x = x_BR[i][experience.mask_BR[i]]
+        return f"{float(x.min()):g} … {float(x.max()):g}"
+
+    return {
+        "figures": {key: f"{value:g}" for key, value in figures.items()},
+        "rows": [
+            {
+                "prompt": experience.rollouts[i].prompt.last,
+                "response": experience.rollouts[i].text,
+                "score": f"{float(experience.scores_B[i]):g}",
+                "logprobs": span(experience.logprobs_BR, i),
+                "ref_logprobs": span(experience.ref_logprobs_BR, i),
+                "advantages": span(experience.advantages_BR, i),
+                "returns": span(experience.returns_BR, i),
+            }
+            for i in rows
+        ],
+    }
