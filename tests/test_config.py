@@ -41,6 +41,8 @@ def test_every_setting_is_explained() -> None:
         "optim",
         "critic",
         "kl",
+        "checkpoint",
+        "faults",
     )
     for section in (*sections(Recipe), *SOURCES.values()):
         assert section.__doc__, section

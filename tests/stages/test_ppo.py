@@ -208,7 +208,9 @@ def test_a_step_makes_good_responses_likelier(world: World, tmp_path: Path) -> N
     half = len(rollouts) // 2
     ppo.step(rollouts, [1.0] * half + [-1.0] * half)
     experience, seqs = ppo.last
-    gained = torch.where(experience.mask_BR, policy_logprobs(ppo.roles, seqs, ppo.config) - experience.logprobs_BR, 0.0).sum(1)
+    gained = torch.where(
+        experience.mask_BR, policy_logprobs(ppo.roles, seqs, ppo.config) - experience.logprobs_BR, 0.0
+    ).sum(1)
     ended = torch.tensor([r.finish == "stop" for r in rollouts])
     assert gained[:half].mean() > 0.01
     assert gained[half:].mean() < -0.01

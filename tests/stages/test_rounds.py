@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +14,6 @@ from tests.world import World
 from transformers import AutoModelForCausalLM
 
 from ppolite.obs.sinks import read_metrics
-from ppolite.rollout.behaviour import behind
 from ppolite.rollout.local import LocalGenerator
 from ppolite.stages.ppo import PPO
 from ppolite.types import Rollout, UserError
@@ -42,17 +40,6 @@ def plain_logprobs(model: Any, r: Rollout) -> torch.Tensor:
 
 
 # ---- n steps ago -------------------------------------------------------------------------------------------
-
-
-def test_a_queue_of_rounds() -> None:
-    count = itertools.count()
-    draw = lambda: [next(count)]  # noqa: E731
-    assert [r[0] for r in itertools.islice(behind(draw, 0), 4)] == [0, 1, 2, 3]  # type: ignore[arg-type]
-    assert next(count) == 4
-    rounds = behind(draw, 2)  # type: ignore[arg-type]
-    assert next(rounds) == [5]
-    assert next(count) == 8  # 5, 6 and 7 are drawn before the first is used
-    assert next(rounds) == [6]
 
 
 @pytest.mark.parametrize(

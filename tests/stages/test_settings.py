@@ -5,10 +5,12 @@ The keys come from the pydantic model, so a new setting without a case here fail
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -22,6 +24,7 @@ from tests.world import World, put, write_model
 from torch import nn
 
 from ppolite.config import Recipe, parse_recipe
+from ppolite.stages.checkpoint import Checkpoints
 from ppolite.stages.evaluate import evaluate_run
 from ppolite.stages.iterate import Iteration
 from ppolite.stages.run import RESULTS, STAGES
@@ -54,6 +57,8 @@ class Outcome:
     """Most tokens that went through a decoder layer at once while gradients were taken."""
     owned: int = 0
     """Parameters that the four roles hold, each counted once."""
+    checkpoints: list[list[int]] = field(default_factory=list)
+    """Steps of those that were there after each one that was written."""
 
     def column(self, key: str) -> list[Any]:
         return [row[key] for row in self.rows if key in row]
@@ -74,9 +79,33 @@ class Case:
     value: Any
     sees: Sees = lambda a, b: a.moved != b.moved
     given: Changes = field(default_factory=dict)
+    full_disk: bool = False
+    """No checkpoint can be written."""
 
 
-def run(world: World, finished_run: Path, folder: Path, stage: str, changes: Changes) -> Outcome:
+@contextmanager
+def watched_checkpoints(seen: Outcome, *, full_disk: bool) -> Iterator[None]:
+    """Keeps account of the checkpoints that are written; with `full_disk` none can be."""
+
+    def save(self: Checkpoints, step: int, state: dict[str, Any]) -> bool:
+        done = original(self, step, state)
+        seen.checkpoints.append(self.steps())
+        return done
+
+    def no_room(folder: Path, state: dict[str, Any]) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    original = Checkpoints.save
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Checkpoints, "save", save)
+        if full_disk:
+            patch.setattr("ppolite.stages.checkpoint.write_state", no_room)
+        yield
+
+
+def run(
+    world: World, finished_run: Path, folder: Path, stage: str, changes: Changes, *, full_disk: bool = False
+) -> Outcome:
     tree = world.tree()
     for key, value in changes.items():
         put(tree, key, value)
@@ -106,8 +135,9 @@ def run(world: World, finished_run: Path, folder: Path, stage: str, changes: Cha
         elif stage == "iterate":
             seen.result = Iteration(recipe, folder).run()
         else:
-            trainer = STAGES[stage](recipe, folder)
-            seen.result = trainer.run()
+            with watched_checkpoints(seen, full_disk=full_disk):
+                trainer = STAGES[stage](recipe, folder)
+                seen.result = trainer.run()
             if stage == "ppo":
                 r = trainer.roles
                 bodies = (r.policy, r.reference, r.critic, r.reward)
@@ -215,6 +245,7 @@ ROUND = {
 }  # fmt: skip
 WAITING = {**ROUND, "iterate.by": "file", "iterate.candidates": 2}
 COUNTS = {"kind": "function", "function": f"{Path(__file__).parent / 'rewards.py'}:lengths"}
+NANS = {**COUNTS, "function": f"{Path(__file__).parent / 'rewards.py'}:second_is_nan"}
 ADAPTIVE = {"ppo.kl.target": 0.5, "ppo.optim.lr": 1e-2}
 
 CASES: dict[str, Case] = {
@@ -315,6 +346,21 @@ CASES: dict[str, Case] = {
     "iterate.prompts": Case("iterate", 12, refused_instead(" of 32 candidates", " of 24 candidates"), WAITING),
     "iterate.candidates": Case("iterate", 3, refused_instead(" of 32 candidates", " of 48 candidates"), WAITING),
     "iterate.held_out": Case("iterate", 0.01, refused_or_no_judge("8 are needed"), ROUND),
+    "checkpoint.every": Case(
+        "sft", 2, lambda a, b: [x[-1] for x in a.checkpoints][:1] == [1] and [x[-1] for x in b.checkpoints] == [2, 4]
+    ),
+    "checkpoint.cost": Case(
+        "sft", 1e-9, lambda a, b: len(b.checkpoints) == 1 < len(a.checkpoints), {"checkpoint.cost": 1}
+    ),
+    "checkpoint.keep": Case(
+        "sft", 3, lambda a, b: [max(map(len, x.checkpoints)) for x in (a, b)] == [2, 3], {"checkpoint.every": 1}
+    ),
+    "checkpoint.on_error": Case("sft", "stop", refused("no checkpoint could be written"), full_disk=True),
+    "faults.skips": Case("ppo", 0, refused("faults.skips is 0"), {"ppo.rewards": [{"kind": "model"}, NANS]}),
+    "faults.returns": Case(
+        "ppo", 0, refused_instead("no checkpoint to go back to", "faults.returns is 0"),
+        {"ppo.optim.lr": 1e30, "ppo.epochs": 4},
+    ),
     "evaluation.prompts": Case("eval", 7, lambda a, b: b.result["prompts"] == 7 != a.result["prompts"]),
     "evaluation.samples": Case("eval", 2, lambda a, b: [len(x.result["samples"]) for x in (a, b)] == [3, 2]),
     "evaluation.judge": Case(
@@ -358,7 +404,7 @@ def named(world: World) -> World:
 @pytest.fixture(scope="module")
 def outcome(
     named: World, finished_run: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Callable[[str, Changes], Outcome]:
+) -> Callable[[Case, Changes], Outcome]:
     """Run a stage once for each set of changes."""
     folder = tmp_path_factory.mktemp("settings")
     numbers = iter(range(1000))
@@ -371,14 +417,14 @@ def outcome(
         return str(named.folder / value) if key == "model" else value
 
     @lru_cache
-    def cached(stage: str, text: str) -> Outcome:
+    def cached(stage: str, text: str, full_disk: bool) -> Outcome:
         changes = {k: real(k, v) for k, v in json.loads(text).items()}
         place = folder / str(next(numbers))
-        made = run(named, finished_run, place, stage, changes)
+        made = run(named, finished_run, place, stage, changes, full_disk=full_disk)
         shutil.rmtree(place)
         return made
 
-    return lambda stage, changes: cached(stage, json.dumps(changes))
+    return lambda case, changes: cached(case.stage, json.dumps(changes), case.full_disk)
 
 
 def test_all_settings_have_a_case() -> None:
@@ -386,9 +432,9 @@ def test_all_settings_have_a_case() -> None:
 
 
 @pytest.mark.parametrize("key", [*leaves(Recipe)])
-def test_setting_does_something(key: str, outcome: Callable[[str, Changes], Outcome]) -> None:
+def test_setting_does_something(key: str, outcome: Callable[[Case, Changes], Outcome]) -> None:
     if key == "device" and torch.cuda.is_available():
         pytest.skip("there is a GPU here, so that device: cuda is no error")
     case = CASES[key]
-    base, changed = outcome(case.stage, case.given), outcome(case.stage, {**case.given, key: case.value})
+    base, changed = outcome(case, case.given), outcome(case, {**case.given, key: case.value})
     assert case.sees(base, changed), f"{base.error or base.result} → {changed.error or changed.result}"

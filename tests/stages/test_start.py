@@ -10,6 +10,7 @@ import torch
 from tests.stages.kit import Wants, goods
 from tests.world import World
 
+from ppolite.rollout.experience import policy_logprobs
 from ppolite.stages.ppo import PPO
 from ppolite.stages.sft import SFT
 from ppolite.types import UserError
@@ -46,18 +47,19 @@ def test_log_probs_are_those_of_the_saved_policy_and_the_reference_stays(
     (old, seqs), (new, again) = (ppo.prepare(rollouts, [0.0] * len(rollouts)) for ppo in (first, second))
     assert torch.equal(old.logprobs_BR, new.logprobs_BR)
     assert torch.equal(old.ref_logprobs_BR, new.ref_logprobs_BR)
-    assert torch.equal(first.new_logprobs(seqs), second.new_logprobs(again))
+    now, then = (policy_logprobs(ppo.roles, x, ppo.config) for ppo, x in ((first, seqs), (second, again)))
+    assert torch.equal(now, then)
     assert float(new.diagnostics["kl/ref_seq"]) == float(old.diagnostics["kl/ref_seq"])
     assert (new.logprobs_BR - new.ref_logprobs_BR).abs().max() > 1e-3
     assert all(p.dtype == torch.float32 for p in second.roles.policy.trained())
     second.step(*second.next_round())
     assert torch.equal(second.roles.ref_logprobs(again, 1.0), old.ref_logprobs_BR)
-    assert not torch.equal(second.new_logprobs(again), new.logprobs_BR)
+    assert not torch.equal(policy_logprobs(second.roles, again, second.config), new.logprobs_BR)
 
 
 def test_a_seed_of_its_own_changes_streams_and_not_what_is_held_out(world: World, tmp_path: Path) -> None:
     one, same, other = (trainer(world, tmp_path, ppo__seed=seed) for seed in (None, 0, 5))
-    assert one.held_out == other.held_out
+    assert one.heldout.prompts == other.heldout.prompts
     assert one.evaluate() == other.evaluate()
     prompts = [ppo.next_prompts() for ppo in (one, same, other)]
     assert prompts[0] == prompts[1] != prompts[2]
@@ -113,8 +115,9 @@ def test_a_start_beyond_the_leash_is_kept_until_a_policy_is_within(
     start = [p.detach().clone() for p in ppo.roles.policy.trained()]
     ppo.steps_done = 1
     ppo.evaluate()
-    assert ppo.best is not None
-    assert (ppo.best.step, ppo.best.within) == (0, False)
+    best = ppo.heldout.best
+    assert best is not None
+    assert (best.step, best.within) == (0, False)
     with torch.no_grad():
         theirs = dict(ppo.roles.reference.named_parameters())
         for name, weight in ppo.roles.policy.named_parameters():
@@ -123,7 +126,9 @@ def test_a_start_beyond_the_leash_is_kept_until_a_policy_is_within(
     near = ppo.evaluate()
     assert near["heldout/kl_ref_seq"] == pytest.approx(0, abs=1e-5)
     assert near["heldout/score"] < far["heldout/score"]  # worse, but within
-    assert (ppo.best.step, ppo.best.within) == (2, True)
+    best = ppo.heldout.best
+    assert best is not None
+    assert (best.step, best.within) == (2, True)
     with torch.no_grad():
         for weight, value in zip(ppo.roles.policy.trained(), start, strict=True):
             weight.copy_(value)

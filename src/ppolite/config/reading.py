@@ -108,6 +108,8 @@ def read_tree(path: Path, names: list[str]) -> dict[str, Any]:
 
 
 def save_recipe(recipe: Section, path: Path) -> None:
-    """Write the resolved recipe, defaults included, so that the run can be repeated by a later version."""
+    """Write the resolved recipe, defaults included, so that a later version can repeat the run. Whole or not at all."""
     text = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-    path.write_text(text, encoding="utf-8")
+    draft = path.with_name(f".{path.name}.part")
+    draft.write_text(text, encoding="utf-8")
+    draft.rename(path)

@@ -215,7 +215,7 @@ class PPO:
             )
         stopped: dict[str, Any] = {}
         with Session("ppo", self, self.config.steps, allow_changes=allow_changes) as session:
-            if session.step == 0:
+            if session.begun_anew:
                 session.metrics.log(0, self.evaluate())
             for step in session:
                 started, self.rounds.seconds = time.perf_counter(), 0.0

@@ -96,9 +96,8 @@ class Rounds:
                 scores = self.score(self._waiting)
             except NotFiniteError as error:
                 if skips == self.skips:
-                    raise UserError(
-                        f"{error}. So it was {skips + 1} times in a row (faults.skips)"
-                    ) from error
+                    times = f"{skips + 1} times in a row (faults.skips is {self.skips})"
+                    raise UserError(f"{error}. So it was {times}: look at whatever scores") from error
                 log.warning("%s. Going on with another round", error)
                 self.skipped += len(self._waiting)
                 self._waiting = []

@@ -62,12 +62,12 @@ class Session:
 
     def __enter__(self) -> Session:
         again = begin_again(self.stage, self.trainer, allow_changes=self.allow_changes)
-        self.step, self.returns = again or (0, 0)
+        self.begun_anew, (self.step, self.returns) = again is None, again or (0, 0)
         self.checkpoints.begin()
         save_recipe(self.recipe, self.run_dir / "recipe.yaml")
         with ExitStack() as stack:
             self.metrics = stack.enter_context(
-                MetricsLog(self.run_dir, self.stage, after=self.step if again else -1)
+                MetricsLog(self.run_dir, self.stage, after=-1 if self.begun_anew else self.step)
             )
             self._tick = stack.enter_context(progress(self.stage, total=self.total, start=self.step))
             self._signals = stack.enter_context(_Signals())
@@ -120,12 +120,12 @@ class Session:
         write_json(path, {"stage": self.stage, "step": self.step, "skipped": self.trainer.skips.batches})
         skips, self.returns = self.trainer.skips.in_row, self.returns + 1
         what = f"{self._where(self.step)}: {skips} updates in a row had to be skipped, since {self.trainer.skips.why}"
-        found = self.checkpoints.latest() if self.returns <= self.recipe.faults.returns else None
-        if found is None:
+        most, found = self.recipe.faults.returns, self.checkpoints.latest()
+        if found is None or self.returns > most:
             why = (
                 "there is no checkpoint to go back to"
-                if self.returns == 1
-                else f"faults.returns is {self.returns - 1}"
+                if self.returns <= most
+                else f"faults.returns is {most}"
             )
             raise UserError(
                 f"{what}, and {why}. Their batches are in {path}; lower the learning rate, or look at them"

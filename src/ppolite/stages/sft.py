@@ -115,7 +115,7 @@ class SFT:
         """Train, log, save `RUN/sft`; an interrupted run goes on. Returns the held-out loss before and after."""
         config = self.config
         with Session("sft", self, self.learner.total, allow_changes=allow_changes) as session:
-            if session.step == 0:
+            if session.begun_anew:
                 self.before = self.after = self.held_out_loss()
                 session.metrics.log(0, {"loss/heldout": self.before})
             stream = islice(self.stream(), session.step, None)

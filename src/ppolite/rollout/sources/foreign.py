@@ -82,7 +82,7 @@ def checked(values: object, count: int, who: str, then: str) -> list[float]:
     odd = (
         isinstance(values, list) and len(values) == count and all(isinstance(v, int | float) for v in values)
     )
-    raise (NotFiniteError if odd else UserError)(f"{who} {fault}; {then}")
+    raise NotFiniteError(f"{who} {fault}") if odd else UserError(f"{who} {fault}; {then}")
 
 
 def fault_of(values: object, count: int) -> str | None:

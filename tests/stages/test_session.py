@@ -1,0 +1,470 @@
+"""An interrupted stage goes on to the bit; what fails on the way loses nothing; what is not finite changes nothing."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tests.stages.kit import Wants, goods, outcome, weights
+from tests.world import World
+
+from ppolite.obs.sinks import read_metrics
+from ppolite.stages.checkpoint import Checkpoints
+from ppolite.stages.loop import Fitting
+from ppolite.stages.ppo import PPO
+from ppolite.stages.reward import RewardModel
+from ppolite.stages.run import run_stage
+from ppolite.stages.sft import SFT
+from ppolite.types import Interrupted, Rollout, UserError
+
+EVERY = {"checkpoint__every": 1}
+STEPS = {**EVERY, "ppo__steps": 4, "ppo__eval_every": 2, "sft": None}
+
+
+class Killed(BaseException):
+    """The process is gone: nothing catches this."""
+
+
+@pytest.fixture
+def killed_after(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Kill right after the n-th checkpoint is written."""
+    save = Checkpoints.save
+
+    def arm(number: int) -> None:
+        written = 0
+
+        def save_and_die(self: Checkpoints, step: int, state: dict[str, Any]) -> bool:
+            nonlocal written
+            written += 1
+            done = save(self, step, state)
+            if written == number:
+                monkeypatch.setattr(Checkpoints, "save", save)
+                raise Killed
+            return done
+
+        monkeypatch.setattr(Checkpoints, "save", save_and_die)
+
+    return arm
+
+
+def linked(finished_run: Path, folder: Path) -> Path:
+    """A run folder with SFT and reward model."""
+    folder.mkdir()
+    for name in ("sft", "reward"):
+        (folder / name).symlink_to(finished_run / name)
+    return folder
+
+
+# ---- to the bit --------------------------------------------------------------------------------------------
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "clip": {"ppo__optim__schedule": "linear"},
+    "adaptive": {"ppo__objective": "kl", "ppo__kl__target": 1.0, "ppo__kl__horizon": 50.0},
+    "stale": {"ppo__behaviour": "stale", "ppo__stale_steps": 2, "ppo__objective": "is"},
+    "sft": {"ppo__behaviour": "sft", "ppo__sft_samples": 32, "ppo__ess_floor": 0.0},
+    "renewed": {
+        "ppo__behaviour": "sft", "ppo__sft_samples": 16, "ppo__ess_floor": 0.97, "ppo__on_low_ess": "draw",
+        "ppo__optim__lr": 1e-2,
+    },
+    "lora": {"train__kind": "lora", "ppo__samples_per_prompt": 4},
+    "full": {"train__kind": "full", "trunk__split": 0},
+    "function": {"ppo__rewards": [{"kind": "length", "max": 3}, {"kind": "model"}]},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_ppo_goes_on_to_the_bit(
+    name: str, world: World, finished_run: Path, tmp_path: Path, killed_after: Callable[[int], None]
+) -> None:
+    recipe = world.recipe(**STEPS, **VARIANTS[name])
+    whole, parts = (linked(finished_run, tmp_path / folder) for folder in ("whole", "parts"))
+    run_stage("ppo", recipe, whole)
+    for _ in range(3):  # it dies after step 1, again after step 2, and after step 3
+        killed_after(1)
+        with pytest.raises(Killed):
+            run_stage("ppo", recipe, parts)
+    run_stage("ppo", recipe, parts)
+    assert outcome(parts) == outcome(whole)
+    for path in whole.glob("rollouts/*"):
+        assert path.read_bytes() == (parts / "rollouts" / path.name).read_bytes()
+    if name == "renewed":
+        assert any("ess/worn" in row for row in read_metrics(whole))
+    assert not (parts / "checkpoints").exists()
+
+
+@pytest.mark.parametrize("stage", ["sft", "reward"])
+@pytest.mark.parametrize("kind", ["layers", "lora"])
+def test_sft_and_reward_model_go_on_to_the_bit(
+    stage: str, kind: str, world: World, tmp_path: Path, killed_after: Callable[[int], None]
+) -> None:
+    recipe = world.recipe(**EVERY, train__kind=kind, reward__epochs=1.0)
+    for folder, kills in (("whole", ()), ("parts", (1, 2))):
+        for number in kills:
+            killed_after(number)
+            with pytest.raises(Killed):
+                run_stage(stage, recipe, tmp_path / folder)
+        run_stage(stage, recipe, tmp_path / folder)
+    found = [
+        (rows_of(tmp_path / folder), (tmp_path / folder / stage / "model.safetensors").read_bytes())
+        for folder in ("whole", "parts")
+    ]
+    assert found[0] == found[1]
+    assert len({row["step"] for row in found[0][0]}) == len(found[0][0]) > 3
+
+
+def rows_of(folder: Path) -> list[dict[str, Any]]:
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if not k.startswith("time")} for row in rows]
+
+
+def test_a_reward_model_that_was_killed_while_it_was_saved(
+    world: World, tmp_path: Path, killed_after: Callable[[int], None]
+) -> None:
+    """All updates are done, and their last checkpoint is written."""
+    recipe = world.recipe(**EVERY, reward__epochs=1.0)
+    whole = run_stage("reward", recipe, tmp_path / "whole")
+    killed_after(8)
+    with pytest.raises(Killed):
+        run_stage("reward", recipe, tmp_path / "parts")
+    assert read_metrics(tmp_path / "parts")[-1]["step"] == 8
+    assert run_stage("reward", recipe, tmp_path / "parts") == whole
+    a, b = (load_file(tmp_path / folder / "reward" / "model.safetensors") for folder in ("whole", "parts"))
+    assert all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_a_loop_of_ones_own(world: World, trained: Path) -> None:
+    def trainer() -> PPO:
+        return PPO(world.recipe(), trained, scorer=Wants(goods))
+
+    first = trainer()
+    assert first.resume() == 0
+    for step in range(3):
+        if step == 2:
+            first.checkpoint()
+        first.step(*first.next_round())
+    second = trainer()
+    assert second.resume() == 2
+    second.step(*second.next_round())
+    assert torch.equal(weights(first.roles.policy), weights(second.roles.policy))
+    assert torch.equal(weights(first.roles.critic), weights(second.roles.critic))
+    assert [r.response_ids for r in first.generate(first.next_prompts())] == [
+        r.response_ids for r in second.generate(second.next_prompts())
+    ]
+
+
+def test_a_stage_that_is_done_again_leaves_no_rows_of_before(world: World, trained: Path) -> None:
+    recipe = world.recipe(ppo__steps=2)
+    run_stage("ppo", recipe, trained)
+    before = outcome(trained)
+    run_stage("ppo", recipe, trained)
+    assert outcome(trained) == before
+
+
+# ---- other recipes, other data -----------------------------------------------------------------------------
+
+
+def test_a_changed_recipe_is_named(
+    world: World, trained: Path, killed_after: Callable[[int], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    killed_after(2)
+    with pytest.raises(Killed):
+        run_stage("ppo", world.recipe(**STEPS), trained)
+    other = world.recipe(**{**STEPS, "ppo__steps": 3, "ppo__kl__beta": 0.2, "checkpoint__every": 2})
+    with pytest.raises(
+        UserError, match=r"begun with other values of ppo.kl.beta, ppo.steps; put that back, go on"
+    ):
+        run_stage("ppo", other, trained)
+    run_stage("ppo", other, trained, allow_changes=True)
+    assert "ppo: going on after step 2" in caplog.text
+    betas = {row["step"]: row["leash/beta"] for row in read_metrics(trained) if "leash/beta" in row}
+    assert betas == {1: 0.05, 2: 0.05, 3: 0.05}  # the leash's own state is older than the new recipe
+
+
+def test_data_that_changed_is_noticed(
+    world: World, tmp_path: Path, killed_after: Callable[[int], None]
+) -> None:
+    data = tmp_path / "examples.jsonl"
+    rows = Path(world.path("examples")).read_text().splitlines(keepends=True)
+    data.write_text("".join(rows))
+    recipe = world.recipe(**EVERY, sft__data__path=str(data))
+    killed_after(1)
+    with pytest.raises(Killed):
+        run_stage("sft", recipe, tmp_path / "run")
+    data.write_text("".join(rows[1:]))
+    with pytest.raises(UserError, match="begun with data that reads differently"):
+        run_stage("sft", recipe, tmp_path / "run")
+    run_stage("sft", recipe, tmp_path / "run", allow_changes=True)
+
+
+def test_a_state_that_does_not_fit(world: World, trained: Path, killed_after: Callable[[int], None]) -> None:
+    killed_after(1)
+    with pytest.raises(Killed):
+        run_stage("ppo", world.recipe(**STEPS), trained)
+    lora = world.recipe(**STEPS, train__kind="lora")
+    with pytest.raises(
+        UserError, match=r"does not fit this recipe .the weights that are trained have other names"
+    ):
+        PPO(lora, trained).run(allow_changes=True)
+
+
+# ---- signals -----------------------------------------------------------------------------------------------
+
+
+def sends(number: int, at: int, times: int) -> Wants:
+    """A scorer during whose `at`-th round this process gets a signal, or two."""
+    asked = 0
+
+    def judge(text: str) -> float:
+        nonlocal asked
+        asked += 1
+        if asked == 16 * at + 8:  # 8 held-out prompts come first, a round has 16
+            for _ in range(times):
+                os.kill(os.getpid(), number)
+        return goods(text)
+
+    return Wants(judge)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_one_signal_finishes_the_step(number: int, world: World, finished_run: Path, tmp_path: Path) -> None:
+    whole, parts = (linked(finished_run, tmp_path / name) for name in ("whole", "parts"))
+    recipe = world.recipe(**STEPS | {"checkpoint__every": 100})
+    PPO(recipe, whole, scorer=Wants(goods)).run()
+    before = signal.getsignal(number)
+    with pytest.raises(
+        Interrupted, match=r"interrupted after ppo step 2 of 4; `ppolite run .*parts` goes on"
+    ) as stop:
+        PPO(recipe, parts, scorer=sends(number, 2, 1)).run()
+    assert stop.value.signal == number
+    assert signal.getsignal(number) is before
+    assert [row["step"] for row in read_metrics(parts)] == [0, 1, 2]
+    PPO(recipe, parts, scorer=Wants(goods)).run()
+    assert outcome(parts) == outcome(whole)
+
+
+def test_a_second_signal_stops_at_once(world: World, finished_run: Path, tmp_path: Path) -> None:
+    whole, parts = (linked(finished_run, tmp_path / name) for name in ("whole", "parts"))
+    recipe = world.recipe(**STEPS)
+    PPO(recipe, whole, scorer=Wants(goods)).run()
+    with pytest.raises(Interrupted, match="stopped at once"):
+        PPO(recipe, parts, scorer=sends(signal.SIGTERM, 3, 2)).run()
+    assert [row["step"] for row in read_metrics(parts)] == [0, 1, 2]  # step 3 is lost, as one step may be
+    PPO(recipe, parts, scorer=Wants(goods)).run()
+    assert outcome(parts) == outcome(whole)
+
+
+def test_the_command_says_how_to_go_on(world: World, tmp_path: Path) -> None:
+    recipe = world.recipe_file(tmp_path / "r.yaml", sft__epochs=500.0, **EVERY)
+    command = [sys.executable, "-m", "ppolite.cli", "sft", str(recipe), "--out", str(tmp_path / "run")]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if line.startswith("sft "):
+                process.send_signal(signal.SIGTERM)
+                break
+        said = process.stderr.read()
+    assert process.returncode == 128 + signal.SIGTERM
+    assert "finishing this step, then writing a checkpoint; once more stops at once" in said
+    assert "goes on from there\n" in said
+    assert "Traceback" not in said
+    step = int(said.rpartition("interrupted after sft step ")[2].split()[0])
+    assert Checkpoints(tmp_path / "run", "sft", world.recipe().checkpoint).steps()[-1] == step
+    assert read_metrics(tmp_path / "run")[-1]["step"] == step
+
+
+# ---- reward sources that fail ------------------------------------------------------------------------------
+
+
+class Failing:
+    """Likes good words, but fails in its n-th call."""
+
+    def __init__(self, at: int, error: Exception | float) -> None:
+        self.at, self.error, self.calls = at, error, 0
+        self.seen: list[list[str]] = []
+
+    def score(self, rollouts: Sequence[Rollout]) -> list[float]:
+        self.calls += 1
+        self.seen.append([r.text for r in rollouts])
+        if self.calls == self.at and isinstance(self.error, Exception):
+            raise self.error
+        scores = [goods(r.text) for r in rollouts]
+        return [self.error, *scores[1:]] if self.calls == self.at else scores  # type: ignore[list-item]
+
+
+@pytest.mark.parametrize("error", [UserError("the server is down"), ZeroDivisionError("by a stranger")])
+@pytest.mark.parametrize("behaviour", ["fresh", "stale", "sft"])
+def test_a_failed_source_loses_no_response(
+    error: Exception,
+    behaviour: str,
+    world: World,
+    finished_run: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    whole, parts = (linked(finished_run, tmp_path / name) for name in ("whole", "parts"))
+    recipe = world.recipe(**STEPS | {"checkpoint__every": 100}, ppo__behaviour=behaviour)
+    PPO(recipe, whole, scorer=Wants(goods)).run()
+    failing, good = Failing(2 if behaviour == "sft" else 3, error), Failing(0, error)
+    with pytest.raises(type(error), match=str(error)):
+        PPO(recipe, parts, scorer=failing).run()
+    assert "goes on from there" in caplog.text
+    PPO(recipe, parts, scorer=good).run()
+    assert good.seen[0] == failing.seen[-1]  # the very responses that had no scores
+    assert outcome(parts) == outcome(whole)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_score_that_is_not_finite_costs_its_round(
+    value: float, world: World, trained: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    scorer = Failing(3, value)  # calls: held out, round 1, round 2
+    PPO(world.recipe(**STEPS), trained, scorer=scorer).run()
+    rows = [row for row in read_metrics(trained) if "samples/drawn" in row]
+    assert [row["samples/skipped"] for row in rows] == [0, 16, 16, 16]
+    assert [row["samples/drawn"] for row in rows] == [16, 48, 64, 80]
+    assert f"number 0 is {value}" in caplog.text
+    assert "Going on with another round" in caplog.text
+    assert len(list((trained / "rollouts").glob("unscored-*"))) == 1
+
+
+def test_scores_that_are_never_finite_stop_the_run(world: World, trained: Path) -> None:
+    good = iter([True] * 8)
+    scorer = Wants(lambda text: 1.0 if next(good, False) else math.nan)
+    with pytest.raises(UserError, match=r"number 0 is nan.* So it was 4 times in a row .faults.skips is 3."):
+        PPO(world.recipe(**STEPS), trained, scorer=scorer).run()
+
+
+def test_a_look_at_held_out_prompts_may_fail(
+    world: World, trained: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    PPO(world.recipe(**STEPS), trained, scorer=Failing(4, math.nan)).run()  # held out, 1, 2, held out
+    assert [row["step"] for row in read_metrics(trained) if "heldout/score" in row] == [0, 4]
+    assert "Going on without this look" in caplog.text
+
+
+# ---- updates that come to nothing --------------------------------------------------------------------------
+
+
+class Breaks:
+    """Puts NaN into the policy's weights in its n-th call, as a fault of memory would."""
+
+    def __init__(self, at: set[int]) -> None:
+        self.at, self.calls = at, 0
+        self.ppo: PPO | None = None
+
+    def score(self, rollouts: Sequence[Rollout]) -> list[float]:
+        self.calls += 1
+        if self.calls in self.at:
+            assert self.ppo is not None
+            with torch.no_grad():
+                self.ppo.roles.policy.trained()[0].fill_(math.nan)
+        return [goods(r.text) for r in rollouts]
+
+
+def broken(world: World, folder: Path, at: set[int], **changes: Any) -> PPO:
+    scorer = Breaks(at)
+    scorer.ppo = PPO(world.recipe(**STEPS | changes), folder, scorer=scorer)
+    return scorer.ppo
+
+
+def test_a_broken_policy_goes_back_to_its_checkpoint(
+    world: World, trained: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    ppo = broken(world, trained, {3})  # calls: held out, round 1, round 2
+    ppo.run()
+    assert "ppo step 2 of 4: 4 updates in a row had to be skipped" in caplog.text
+    assert "back to the weights of step 1" in caplog.text
+    skipped = [row["update/skipped"] for row in read_metrics(trained) if "update/skipped" in row]
+    assert skipped == [0, 4, 4, 4]
+    report = json.loads((trained / "faults" / "ppo-step-00002.json").read_text())
+    assert len(report["skipped"]) == 4
+    rows = report["skipped"][0]["batch"]["rows"]
+    assert len(rows) == 8
+    assert rows[0].keys() >= {"prompt", "response", "score", "logprobs", "advantages"}
+    assert "nan" in rows[0]["logprobs"]
+    saved = load_file(trained / "policy" / "model.safetensors")
+    assert all(torch.isfinite(weight).all() for weight in saved.values())
+    assert read_metrics(trained)[-1]["policy/grad_norm"] > 0
+
+
+def test_it_does_not_go_back_for_ever(world: World, trained: Path) -> None:
+    with pytest.raises(
+        UserError, match=r"step 3 of 4: 4 updates .*faults.returns is 1. Their batches are in"
+    ):
+        broken(world, trained, {3, 5}, faults__returns=1).run()
+    assert (trained / "faults" / "ppo-step-00003.json").exists()
+
+
+def test_without_a_checkpoint_there_is_no_way_back(world: World, trained: Path) -> None:
+    with pytest.raises(UserError, match="there is no checkpoint to go back to"):
+        broken(world, trained, {2}).run()
+
+
+def test_one_bad_batch_of_sft_is_skipped(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The loss of batch 2 is infinite; the next one counts again."""
+    sft = SFT(world.recipe(**EVERY), tmp_path)
+    original, calls = sft.loss, 0
+
+    def loss(rows: Any, *, backward: bool) -> float:
+        nonlocal calls
+        calls += backward
+        return math.inf if backward and calls == 2 else original(rows, backward=backward)
+
+    monkeypatch.setattr(sft, "loss", loss)
+    sft.run()
+    rows = [row for row in read_metrics(tmp_path) if "update/skipped" in row]
+    assert [row["update/skipped"] for row in rows] == [0, 1, 1, 1]
+    assert [("grad_norm" in row) for row in rows] == [True, False, True, True]
+    assert rows[1]["loss/train"] is None
+    assert sft.learner.done == 3
+
+
+# ---- memory ------------------------------------------------------------------------------------------------
+
+
+def test_less_at_once_where_memory_does_not_suffice() -> None:
+    """The allocator's own error, under a real limit of the address space."""
+    code = """
+import resource, torch, logging
+from ppolite.stages.loop import Fitting
+logging.basicConfig()
+used = int(open("/proc/self/statm").read().split()[0]) * 4096
+resource.setrlimit(resource.RLIMIT_AS, (used + 200 * 2**20,) * 2)
+fitting, cleared = Fitting(4096), []
+made = fitting.run(lambda: torch.ones(fitting.tokens, 2**16).shape, lambda: cleared.append(fitting.tokens))
+print(made[0], fitting.tokens, cleared)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    rows, tokens, cleared = done.stdout.split(maxsplit=2)
+    assert rows == tokens == "512", done.stderr
+    assert cleared.strip() == "[4096, 2048, 1024]"
+    assert done.stderr.count("did not fit into memory; going on with at most 2048 tokens") == 1
+
+
+def test_other_errors_are_not_taken_for_it() -> None:
+    with pytest.raises(RuntimeError, match="size"):
+        Fitting(8).run(lambda: torch.ones(2) @ torch.ones(3), lambda: None)
+    with pytest.raises(MemoryError):
+        Fitting(1).run(lambda: (_ for _ in ()).throw(MemoryError), lambda: None)
+
+
+def test_a_budget_that_was_halved_is_kept(world: World, tmp_path: Path) -> None:
+    rm = RewardModel(world.recipe(sft=None), tmp_path)
+    rm.fitting.tokens = 40
+    other = RewardModel(world.recipe(sft=None), tmp_path)
+    other.restore(rm.state())
+    assert other.fitting.tokens == 40
