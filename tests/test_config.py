@@ -43,6 +43,7 @@ def test_every_setting_is_explained() -> None:
         "kl",
         "checkpoint",
         "faults",
+        "watch",
     )
     for section in (*sections(Recipe), *SOURCES.values()):
         assert section.__doc__, section

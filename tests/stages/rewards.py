@@ -1,4 +1,4 @@
-"""A reward function for recipes of tests."""
+"""Reward functions for recipes of tests."""
 
 import math
 
@@ -8,6 +8,12 @@ def lengths(responses: list[str]) -> list[int]:
     return [len(response.split()) for response in responses]
 
 
+def bads(responses: list[str]) -> list[int]:
+    """Bad words of each: what people do not want."""
+    return [sum(word in BAD for word in response.split()) for response in responses]
+
+
+BAD = ["bad", "dull", "stale", "silly"]
 _calls = 0
 
 

@@ -433,6 +433,34 @@ def test_one_bad_batch_of_sft_is_skipped(
     assert sft.learner.done == 3
 
 
+# ---- alarms ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("on_alarm", ["log", "stop", "restore"])
+def test_an_alarm_has_consequences(
+    on_alarm: str, world: World, trained: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """From step 2 on the SFT model is too far away; the best policy within 1e-6 nats is that of the start."""
+    far = {"watch__patience": 1, "watch__kl": 0.1, "ppo__max_kl": 1e-6, "watch__on_alarm": on_alarm}
+    ppo = PPO(world.recipe(**STEPS | far), trained, scorer=Wants(goods))
+    result = ppo.run()
+    rows = {row["step"]: row for row in read_metrics(trained)}
+    assert "step 2: alarm `kl`: KL to the SFT model (kl/ref_seq) is " in caplog.text
+    assert "alarms" not in rows[1]
+    kl = [row["kl/ref_seq"] for row in rows.values() if "kl/ref_seq" in row]
+    match on_alarm:
+        case "log":
+            assert [row.get("alarms") for row in rows.values()][2:] == [["kl"]] * 3
+            assert result.get("stopped_at") is None
+        case "stop":
+            assert (max(rows), result["stopped_at"], rows[2]["alarms"]) == (2, 2, ["kl"])
+        case "restore":
+            assert "going on from the best policy, that of step 0" in caplog.text
+            # Back at the start after step 2, so that step 3 finds the SFT model again.
+            assert kl[2] == pytest.approx(0, abs=1e-4) != pytest.approx(kl[1], abs=1e-4)
+            assert kl[3] > 1e-3
+
+
 # ---- memory ------------------------------------------------------------------------------------------------
 
 

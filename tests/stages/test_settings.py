@@ -141,7 +141,7 @@ def run(
             if stage == "ppo":
                 r = trainer.roles
                 bodies = (r.policy, r.reference, r.critic, r.reward)
-                params = {id(p): p.numel() for b in bodies for p in b.parameters()}
+                params = {id(p): p.numel() for b in bodies if b is not None for p in b.parameters()}
                 params |= {id(p): p.numel() for p in r.trunk.model.parameters()}
                 seen.owned = sum(params.values())
     except UserError as error:
@@ -236,6 +236,11 @@ def optim_cases(stage: str, key: str, *, watched: Sees = lambda a, b: a.moved !=
     return cases
 
 
+def rings(name: str) -> Sees:
+    """Alarm `name`, where before there was none."""
+    return lambda a, b: f"alarm `{name}`" in b.said and "alarm" not in a.said
+
+
 LORA = {"train.kind": "lora"}
 OBJECTIVE = {"ppo.objective": "kl"}
 OLD = {"ppo.behaviour": "sft", "ppo.optim.lr": 1e-2}
@@ -246,6 +251,9 @@ ROUND = {
 WAITING = {**ROUND, "iterate.by": "file", "iterate.candidates": 2}
 COUNTS = {"kind": "function", "function": f"{Path(__file__).parent / 'rewards.py'}:lengths"}
 NANS = {**COUNTS, "function": f"{Path(__file__).parent / 'rewards.py'}:second_is_nan"}
+BADS = {**COUNTS, "function": f"{Path(__file__).parent / 'rewards.py'}:bads"}
+IMPATIENT = {"watch.patience": 1}
+FAR = {**IMPATIENT, "watch.kl": 1e-9}
 ADAPTIVE = {"ppo.kl.target": 0.5, "ppo.optim.lr": 1e-2}
 
 CASES: dict[str, Case] = {
@@ -361,6 +369,26 @@ CASES: dict[str, Case] = {
         "ppo", 0, refused_instead("no checkpoint to go back to", "faults.returns is 0"),
         {"ppo.optim.lr": 1e30, "ppo.epochs": 4},
     ),
+    "watch.on_alarm": Case("ppo", "stop", lambda a, b: [x.result.get("stopped_at") for x in (a, b)] == [None, 2], FAR),
+    "watch.patience": Case("ppo", 2, lambda a, b: rings("kl")(b, a), FAR),
+    "watch.kl": Case("ppo", 1e-9, rings("kl"), IMPATIENT),
+    "watch.entropy": Case("ppo", 0.999, rings("entropy"), {**IMPATIENT, "ppo.optim.lr": 3e-2}),
+    "watch.length": Case("ppo", 1.0001, rings("length"), IMPATIENT),
+    "watch.repeats": Case(
+        "ppo", 1e-9, rings("repeats"),
+        {**IMPATIENT, "watch.repeats": None, "ppo.temperature": 0.1, "ppo.max_new_tokens": 24},
+    ),
+    "watch.judge": Case(
+        "ppo", 1e-6, lambda a, b: "vaderSentiment" in b.error or rings("judge")(a, b),
+        {
+            **IMPATIENT, "watch.judge": None, "evaluation.judge": "vader",
+            "ppo.rewards": [BADS], "ppo.steps": 6, "ppo.optim.lr": 1e-2,
+        },
+    ),
+    "watch.ratio": Case("ppo", 1.001, rings("ratio"), IMPATIENT),
+    "watch.clip_fraction": Case("ppo", 1e-6, rings("clip_fraction"), IMPATIENT),
+    "watch.explained_variance": Case("ppo", 0.999, rings("explained_variance"), IMPATIENT),
+    "watch.ess": Case("ppo", 0.99999, rings("ess"), {**IMPATIENT, "ppo.behaviour": "stale", "ppo.steps": 3}),
     "evaluation.prompts": Case("eval", 7, lambda a, b: b.result["prompts"] == 7 != a.result["prompts"]),
     "evaluation.samples": Case("eval", 2, lambda a, b: [len(x.result["samples"]) for x in (a, b)] == [3, 2]),
     "evaluation.judge": Case(

@@ -7,7 +7,7 @@ the nearest known one, and contradictions are found before anything is loaded:
 
     recipe.py    the sections and the whole                parts.py     what several sections are made of
     ppo.py       the policy's training                     sources.py   who scores it
-    safety.py    checkpoints and faults
+    safety.py    checkpoints, faults, alarms
     reading.py   files, overrides, and what is said of mistakes
 """
 
@@ -26,7 +26,7 @@ from ppolite.config.recipe import (
     recipe_path,
     shipped,
 )
-from ppolite.config.safety import Checkpoint, Faults
+from ppolite.config.safety import Checkpoint, Faults, Watch
 from ppolite.config.section import Section
 from ppolite.config.sources import (
     SOURCES,
@@ -43,6 +43,6 @@ from ppolite.config.sources import (
 __all__ = [
     "KL", "PPO", "RECIPES", "SFT", "SOURCES", "Adam", "Checkpoint", "ClassifierSource", "Data", "Evaluation",
     "Faults", "FormatSource", "FunctionSource", "HttpSource", "Iterate", "Judge", "LengthSource", "ModelSource",
-    "Optim", "Recipe", "Reward", "Section", "Source", "Train", "Trunk", "apply_override", "changed_keys", "explain",
-    "load_recipe", "parse_recipe", "read_tree", "recipe_path", "save_recipe", "shipped",
+    "Optim", "Recipe", "Reward", "Section", "Source", "Train", "Trunk", "Watch", "apply_override", "changed_keys",
+    "explain", "load_recipe", "parse_recipe", "read_tree", "recipe_path", "save_recipe", "shipped",
 ]  # fmt: skip

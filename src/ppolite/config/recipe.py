@@ -10,7 +10,7 @@ from pydantic import Field, ValidationError, model_validator
 from ppolite.config.parts import Data, Optim, Train, Trunk
 from ppolite.config.ppo import PPO
 from ppolite.config.reading import RECIPES, apply_override, explain, read_tree
-from ppolite.config.safety import Checkpoint, Faults
+from ppolite.config.safety import Checkpoint, Faults, Watch
 from ppolite.config.section import Section
 from ppolite.types import UserError
 
@@ -121,6 +121,7 @@ class Recipe(Section):
     evaluation: Evaluation = Evaluation()
     checkpoint: Checkpoint = Checkpoint()
     faults: Faults = Faults()
+    watch: Watch = Watch()
 
     @model_validator(mode="after")
     def _agree(self) -> Recipe:

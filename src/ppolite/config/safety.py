@@ -1,4 +1,4 @@
-"""Sections about what may go wrong while nobody looks: checkpoints, and numbers that are not finite."""
+"""Sections about what may go wrong while nobody looks: checkpoints, numbers that are not finite, alarms."""
 
 from __future__ import annotations
 
@@ -30,3 +30,31 @@ class Faults(Section):
     did it, of which it keeps a report in RUN/faults. (Rounds with such scores in a row: the run stops.)"""
     returns: int = Field(default=2, ge=0)
     """How often a stage may go back like that before it stops."""
+
+
+class Watch(Section):
+    """Alarms about the policy while PPO trains. A threshold that is empty is not watched."""
+
+    on_alarm: Literal["log", "stop", "restore"] = "log"
+    """Say so and go on; end the training, keeping the best policy; or go on from the best policy so far, with an
+    optimizer that has forgotten the way from there."""
+    patience: int = Field(default=2, ge=1)
+    """Steps in a row that must be beyond a threshold before it is an alarm."""
+    kl: float | None = Field(default=2.0, gt=0)
+    """KL to the SFT model (`kl/ref_seq`) above this many times `ppo.max_kl`."""
+    entropy: float | None = Field(default=0.3, gt=0, lt=1)
+    """`policy/entropy` below this share of the first step's: the policy says the same again and again."""
+    length: float | None = Field(default=2.5, gt=1)
+    """`length/mean` beyond this many times the first step's, or less than its share."""
+    repeats: float | None = Field(default=0.3, gt=0, lt=1)
+    """`text/repeats`, the share of a response's four-token sequences that it has had before, above this."""
+    judge: float | None = Field(default=0.15, gt=0)
+    """`heldout/judge` this far below its best while `heldout/score` is the best so far: the reward model is fooled."""
+    ratio: float | None = Field(default=1000.0, gt=1)
+    """`policy/ratio_max`, the largest π/π_old of a token, above this."""
+    clip_fraction: float | None = Field(default=0.6, gt=0, lt=1)
+    """`policy/clip_fraction` above this: most tokens have stopped to learn."""
+    explained_variance: float | None = -2.0
+    """`value/explained_variance` of the critic below this; below 0 it is worse than a constant."""
+    ess: float | None = Field(default=0.1, gt=0, lt=1)
+    """`ess/share`, the effective share of samples that another policy drew, below this."""

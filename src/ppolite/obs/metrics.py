@@ -5,7 +5,7 @@ Left out: significance tests. A table shows an interval and how many prompts sta
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -66,6 +66,16 @@ def ranks(x: ArrayLike) -> Floats:
     _, which, counts = np.unique(np.asarray(x, dtype=np.float64), return_inverse=True, return_counts=True)
     last = np.cumsum(counts)
     return (last - (counts - 1) / 2)[which]
+
+
+def repeated_share(rows: Iterable[Sequence[int]], n: int = 4) -> float:
+    """Share of the n-token sequences of each row that stand in it before; the mean over rows that have any. 0..1."""
+    shares: list[float] = []
+    for row in rows:
+        grams = [tuple(row[i : i + n]) for i in range(len(row) - n + 1)]
+        if grams:
+            shares.append(1 - len(set(grams)) / len(grams))
+    return sum(shares) / len(shares) if shares else 0.0
 
 
 def distinct_n(texts: Iterable[str], n: int) -> float:

@@ -229,6 +229,10 @@ class Learner:
     def clear(self) -> None:
         self.optimizer.zero_grad(set_to_none=True)
 
+    def forget(self) -> None:
+        """The moments, which belong to weights that are no longer there."""
+        self.optimizer.state.clear()
+
     def state(self) -> dict[str, Any]:
         """Updates done and the optimizer's moments."""
         return {"done": self.done, "moments": self.optimizer.state_dict()["state"]}

@@ -31,7 +31,9 @@ from ppolite.models.export import load_policy, save_adapter, save_policy
 from ppolite.models.load import load_causal
 from ppolite.models.roles import Roles, build_roles
 from ppolite.models.sequences import Sequences
+from ppolite.obs.metrics import repeated_share
 from ppolite.obs.sinks import step_line
+from ppolite.obs.watch import Watcher
 from ppolite.ops.kl import AdaptiveLeash, FixedLeash
 from ppolite.rollout.experience import checked_scores, make_experience, policy_logprobs
 from ppolite.rollout.local import LocalGenerator
@@ -99,6 +101,7 @@ class PPO:
             judge_of(recipe),
             derive_seed(recipe.seed, "heldout"),
         )
+        self.watcher = Watcher(recipe.watch, self.config.max_kl)
         self.steps_done = 0
 
     def _roles(self, probe: list[list[int]], scorer: Scorer | None) -> Roles:
@@ -175,6 +178,7 @@ class PPO:
             "leash/beta": self.leash.beta,
             "samples/drawn": self.rounds.drawn,
             "samples/skipped": self.rounds.skipped,
+            "text/repeats": repeated_share(r.response_ids for r in experience.rollouts),
         }
         metrics |= self.updates.run(experience, seqs, round_=self.steps_done, leash=self.leash.beta)
         if math.isfinite(metrics["kl/ref_seq"]):
@@ -237,8 +241,12 @@ class PPO:
                     row |= self.evaluate()
                     new_BR = policy_logprobs(self.roles, seqs, self.config)
                     write_rollouts(self.run_dir, step, experience, new_BR, self.opened.tokenizer)
+                alarms = self.alarms(row, step)
                 step_line(step, session.total, row)
-                session.log(row)
+                session.log(row | {"alarms": alarms} if alarms else row)
+                if alarms and self.recipe.watch.on_alarm == "stop":
+                    stopped = {"stopped_at": step}
+                    break
             return self.finish(adapter=adapter) | stopped
 
     def worn(self, experience: Experience, step: int) -> dict[str, float]:
@@ -252,6 +260,20 @@ class PPO:
             step, share, least, then,
         )  # fmt: skip
         return {"ess/worn": share}
+
+    def alarms(self, row: dict[str, float], step: int) -> list[str]:
+        """Names of the alarms of this step, each with a line of log, and what the recipe has done about them."""
+        alarms, then = self.watcher.look(row), self.recipe.watch.on_alarm
+        for alarm in alarms:
+            log.warning("step %d: alarm `%s`: %s", step, alarm.name, alarm.what)
+        if alarms and then == "restore":
+            best = self.heldout.put_best()
+            self.updates.policy.forget()
+            self.watcher.forget()
+            log.warning("step %d: going on from the best policy, that of step %d", step, best.step)
+        elif alarms and then == "stop":
+            log.warning("step %d: stopping, as watch.on_alarm has it", step)
+        return [alarm.name for alarm in alarms]
 
     def finish(self, *, adapter: bool = False) -> dict[str, Any]:
         """Put the best policy in place and save it, as an adapter too where that is wanted."""
@@ -290,6 +312,7 @@ class PPO:
             "leash": self.leash.state_dict(),
             "rounds": self.rounds.state(),
             "heldout": self.heldout.state(),
+            "watcher": self.watcher.state_dict(),
         }
 
     def restore(self, state: State) -> None:
@@ -298,6 +321,7 @@ class PPO:
         self.leash.load_state_dict(state["leash"])
         self.rounds.restore(state["rounds"])
         self.heldout.restore(state["heldout"])
+        self.watcher.load_state_dict(state["watcher"])
         self.steps_done, self.generator.version = state["steps_done"], self.updates.policy.done
 
     def go_back(self, state: State) -> None:
