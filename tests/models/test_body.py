@@ -142,8 +142,8 @@ def test_adapters_have_peft_s_gradients(name: str, split: int) -> None:
 
 
 @pytest.mark.parametrize("name", tiny.NAMES)
-def test_layout_does_not_matter(name: str) -> None:
-    """Row order, neighbours (hence padding and shared prefix) and micro-batches change no number."""
+def test_layout_does_not_matter(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Row order, neighbours (hence padding and shared prefix), micro-batches and packs change no number."""
     with tiny.Wide(), torch.no_grad():
         trunk = Trunk(tiny.model(name, dtype=torch.float64), 2, torch.float64)
         body = trunk.top.clone(score=nn.Linear(16, 1, dtype=torch.float64))
@@ -170,6 +170,19 @@ def test_layout_does_not_matter(name: str) -> None:
         long = Sequences.of([*prompts, [9] * 20], [*responses, [9] * 20], tiny.CPU)  # no prefix, much padding
         assert long.prefix_P.numel() == 0
         same(trunk.bottom(long, budget=64).select([0, 1, 2, 3]), [0, 1, 2, 3])
+
+        assert seqs.packed
+        assert len(seqs.packs) == 1
+        padded = Trunk(trunk.model, 2, torch.float64, packed=False).bottom(
+            Sequences.of(prompts, responses, tiny.CPU)
+        )
+        assert not padded.packed
+        same(padded, [0, 1, 2, 3])
+        for length, packs in ((1, 3), (20, 2)):
+            monkeypatch.setattr("ppolite.models.packs.LENGTH", length)
+            several = trunk.bottom(Sequences.of(prompts, responses, tiny.CPU))
+            assert len(several.packs) == packs
+            same(several, [0, 1, 2, 3])
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma3", "gpt2"])

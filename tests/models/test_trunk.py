@@ -68,6 +68,25 @@ def test_a_split_that_differs_falls_back_with_a_sentence() -> None:
     assert said[0].startswith("trunk.split: 2 changes Qwen3ForCausalLM's results by ")
 
 
+def test_rows_end_to_end_that_differ_fall_back_with_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model that takes a ready-made mask and adds its own idea of one."""
+    model = tiny.model("llama")
+    decoder: Any = model.base_model
+    original = decoder.layers[2].forward
+
+    def forward(hidden_states: Tensor, *args: object, attention_mask: Any = None, **kwargs: object) -> Tensor:
+        if attention_mask is not None and attention_mask.shape[0] == 1:
+            attention_mask = torch.ones_like(attention_mask).tril()
+        return original(hidden_states, *args, attention_mask=attention_mask, **kwargs)
+
+    monkeypatch.setattr(decoder.layers[2], "forward", forward)
+    said: list[str] = []
+    trunk = checked_trunk(model, 1, probe(), said.append)
+    assert (trunk.split, trunk.packed) == (1, False)
+    assert len(said) == 1
+    assert said[0].startswith("rows that are laid end to end change LlamaForCausalLM's results by ")
+
+
 def test_logits_that_are_scaled_are_refused() -> None:
     shape = GraniteConfig(
         vocab_size=tiny.VOCAB,
@@ -104,4 +123,4 @@ def test_the_bottom_does_not_depend_on_the_budget() -> None:
     assert whole.h_prefix_1PD.shape == (1, 3, 16)
     assert not whole.h_BTD.requires_grad
     torch.testing.assert_close(whole.h_BTD[seqs.mask_BT], parts.h_BTD[seqs.mask_BT], rtol=1e-4, atol=1e-5)
-    assert Trunk(tiny.model(), 0).bottom(seqs) is seqs
+    assert Trunk(tiny.model(), 0).bottom(seqs).h_BTD is None

@@ -213,22 +213,40 @@ class Body(nn.Module):
 
     def forward(self, seqs: Sequences) -> Tensor:
         """Hidden states after the final norm, [B, T, D], for the columns of `seqs.ids_BT`."""
+        hidden, place_BT = self._hidden(seqs)
+        return hidden[place_BT]
+
+    def _hidden(self, seqs: Sequences) -> tuple[Tensor, Tensor]:
+        """Hidden states [places, D] of the rows, end to end or padded, and where each token's is, [B, T]."""
         if self.start and seqs.h_BTD is None:
             raise ValueError("the bottom has not been run: call trunk.bottom(seqs) first")
-        B = len(seqs)
-        P = seqs.prefix_P.numel()
-        if P == 0:
-            return self._run(seqs.ids_BT, seqs.h_BTD, seqs.mask_BT, 0, None)
-        cache = DynamicCache()
-        self._run(seqs.prefix_P[None], seqs.h_prefix_1PD, None, 0, cache)
-        cache.batch_repeat_interleave(B)
-        mask = torch.cat([seqs.mask_BT.new_ones(B, P), seqs.mask_BT], 1)
-        return self._run(seqs.ids_BT, seqs.h_BTD, mask, P, cache)
+        P, (B, T) = seqs.prefix_P.numel(), seqs.ids_BT.shape
+        device = seqs.ids_BT.device
+        if seqs.packed:
+            packs = seqs.packs
+            ids, positions, place_BT = packs.lay(seqs.ids_BT), packs.position_KL, packs.place_BT
+            h = None if seqs.h_BTD is None else packs.lay(seqs.h_BTD)
+            mask = packs.masks(self.decoder.config, self._width(h))
+        else:
+            ids, h, positions = seqs.ids_BT, seqs.h_BTD, torch.arange(P, P + T, device=device)[None]
+            place_BT = torch.arange(B * T, device=device).view(B, T)
+            mask = torch.cat([seqs.mask_BT.new_ones(B, P), seqs.mask_BT], 1)
+        cache = None
+        if P:
+            cache = DynamicCache()
+            prefix = torch.arange(P, device=device)[None]
+            self._run(seqs.prefix_P[None], seqs.h_prefix_1PD, None, prefix, cache)
+            cache.batch_repeat_interleave(len(ids))
+        return self._run(ids, h, mask, positions, cache).flatten(0, 1), place_BT
+
+    def _width(self, h: Tensor | None) -> torch.dtype:
+        """Of what is added to attention scores: at least float32."""
+        x = next(self.parameters()) if h is None else h
+        return torch.promote_types(x.dtype, torch.float32)
 
     def _run(
-        self, ids: Tensor, h: Tensor | None, mask: Tensor | None, offset: int, cache: DynamicCache | None
+        self, ids: Tensor, h: Tensor | None, mask: Any, positions: Tensor, cache: DynamicCache | None
     ) -> Tensor:
-        positions = torch.arange(offset, offset + ids.shape[1], device=ids.device)[None]
         _, whole, top, inject = self._shell
         kwargs: dict[str, Any] = {
             "attention_mask": mask,
@@ -247,10 +265,10 @@ class Body(nn.Module):
 
     def response_hidden(self, seqs: Sequences) -> Tensor:
         """Hidden states that predict each response token, [N, D] for the N True places of `seqs.mask_BR`."""
-        hidden_BTD = self(seqs)
+        hidden, place_BT = self._hidden(seqs)
         columns = seqs.predictors_BR()[seqs.mask_BR]
         rows = seqs.mask_BR.nonzero()[:, 0]
-        return hidden_BTD[rows, columns]
+        return hidden[place_BT[rows, columns]]
 
     def logits(self, hidden_BD: Tensor) -> Tensor:
         """Logits [B, V] of the head in float32, soft cap applied."""
@@ -286,8 +304,9 @@ class Body(nn.Module):
 
     def scores(self, seqs: Sequences) -> Tensor:
         """Scalar read at the last token of each row, [B]."""
+        hidden, place_BT = self._hidden(seqs)
         last_B = seqs.mask_BT.sum(1) - 1
-        return self._scalar(self(seqs)[torch.arange(len(seqs), device=last_B.device), last_B])
+        return self._scalar(hidden[place_BT[torch.arange(len(seqs), device=last_B.device), last_B]])
 
     def _scalar(self, hidden_ND: Tensor) -> Tensor:
         assert self.score is not None

@@ -11,11 +11,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 
-from ppolite.ops.packing import common_prefix
+from ppolite.models.packs import Packs
+from ppolite.ops.packing import common_prefix, even_batches, token_batches
+
+
+def micro_batches(lengths: Sequence[int], budget: int, *, packed: bool) -> list[list[int]]:
+    """Rows that go through the model together: `budget` tokens in all, or, where rows are padded, padding included."""
+    return even_batches(lengths, budget) if packed else token_batches(lengths, budget)
 
 
 @dataclass
@@ -33,6 +40,8 @@ class Sequences:
     h_prefix_1PD: Tensor | None = None
     h_BTD: Tensor | None = None
     """Output of the frozen bottom, when it has been run."""
+    packed: bool = False
+    """Whether the model is to see the rows end to end."""
 
     @classmethod
     def of(
@@ -64,6 +73,15 @@ class Sequences:
     def lengths(self) -> list[int]:
         """Tokens of each row after the shared prefix."""
         return self.mask_BT.sum(1).tolist()
+
+    def batches(self, budget: int) -> list[list[int]]:
+        """Micro-batches of the rows."""
+        return micro_batches(self.lengths, budget, packed=self.packed)
+
+    @cached_property
+    def packs(self) -> Packs:
+        """The rows end to end; the same for all roles that ask."""
+        return Packs.of(self.lengths, self.ids_BT.shape[1], self.prefix_P.numel(), self.ids_BT.device)
 
     def select(self, rows: Sequence[int]) -> Sequences:
         """The given rows, trimmed to the longest of them."""

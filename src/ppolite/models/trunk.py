@@ -23,15 +23,23 @@ from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
 from ppolite.models.body import Body, arithmetic, decoder_of, hold, last_hidden, layer_path, layers_of, view
+from ppolite.models.packs import kinds_of
 from ppolite.models.sequences import Sequences
-from ppolite.ops.packing import token_batches
 from ppolite.types import UserError
 
 
 class Trunk:
     """A loaded causal LM cut at `split`: its frozen bottom and `top`, the body as loaded."""
 
-    def __init__(self, model: PreTrainedModel, split: int, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        split: int,
+        dtype: torch.dtype = torch.float32,
+        *,
+        packed: bool | None = None,
+    ) -> None:
+        """`packed`: whether rows are laid end to end; by default wherever a mask can say who looks at what."""
         decoder = decoder_of(model)
         layers_name, norm_name = layer_path(decoder)
         layers = layers_of(decoder)
@@ -41,6 +49,7 @@ class Trunk:
             )
         model.requires_grad_(False).eval()
         self.model, self.split, self.dtype = model, split, dtype
+        self.packed = kinds_of(decoder.config) is not None if packed is None else packed
         self.top = Body.of(model, split, dtype=dtype)
         self._last_front: tuple[tuple[int, ...], Tensor | None, DynamicCache] | None = None
         self._bottom = (
@@ -76,36 +85,44 @@ class Trunk:
 
         `budget` bounds the tokens that go through at once.
         """
+        seqs = replace(seqs, packed=self.packed)
         if self._bottom is None:
             return seqs
         B, T = seqs.ids_BT.shape
         P = seqs.prefix_P.numel()
-        device = seqs.ids_BT.device
-        positions = torch.arange(P + T, device=device)[None]
         h_BTD = None
-        with arithmetic(device, self.dtype):
+        with arithmetic(seqs.ids_BT.device, self.dtype):
             h_prefix, front = self._front(seqs.prefix_P)
-            for rows in token_batches(seqs.lengths, budget or B * T):
+            for rows in seqs.batches(budget or B * T):
                 part = seqs.select(rows)
-                t = part.ids_BT.shape[1]
-                cache: dict[str, Any] = {"use_cache": False}
-                if P:
-                    cache = {"use_cache": True, "past_key_values": copy.deepcopy(front)}
-                    cache["past_key_values"].batch_repeat_interleave(len(rows))
-                h = last_hidden(
-                    self._bottom,
-                    input_ids=part.ids_BT,
-                    attention_mask=torch.cat([part.mask_BT.new_ones(len(rows), P), part.mask_BT], 1),
-                    position_ids=positions[:, P : P + t],
-                    **cache,
-                )
+                h = self._run_bottom(part, front if P else None)
                 if h_BTD is None:
                     h_BTD = h.new_zeros(B, T, h.shape[-1])
-                h_BTD[torch.tensor(rows, device=device), :t] = h
+                h_BTD[torch.tensor(rows, device=h.device), : h.shape[1]] = h
         return replace(seqs, h_prefix_1PD=h_prefix, h_BTD=h_BTD)
 
+    def _run_bottom(self, seqs: Sequences, front: DynamicCache | None) -> Tensor:
+        """h_k of the rows, [B, T, D]; at padding anything."""
+        assert self._bottom is not None
+        P, (B, T) = seqs.prefix_P.numel(), seqs.ids_BT.shape
+        if seqs.packed:
+            packs = seqs.packs
+            ids, positions = packs.lay(seqs.ids_BT), packs.position_KL
+            mask = packs.masks(self._bottom.config, torch.promote_types(self.model.dtype, torch.float32))
+        else:
+            ids, positions = seqs.ids_BT, torch.arange(P, P + T, device=seqs.ids_BT.device)[None]
+            mask = torch.cat([seqs.mask_BT.new_ones(B, P), seqs.mask_BT], 1)
+        cache: dict[str, Any] = {"use_cache": False}
+        if front is not None:
+            cache = {"use_cache": True, "past_key_values": copy.deepcopy(front)}
+            cache["past_key_values"].batch_repeat_interleave(len(ids))
+        h = last_hidden(self._bottom, input_ids=ids, attention_mask=mask, position_ids=positions, **cache)
+        return h.flatten(0, 1)[seqs.packs.place_BT] if seqs.packed else h
 
-def verify(model: PreTrainedModel, split: int, rows: Sequence[Sequence[int]]) -> float:
+
+def verify(
+    model: PreTrainedModel, split: int, rows: Sequence[Sequence[int]], *, packed: bool | None = None
+) -> float:
     """Largest difference between the split path and the plain forward pass on real tokens.
 
     Compares, in the weights' dtype, the log-probs (nats, absolute) of each row's second half and the gradient
@@ -114,7 +131,7 @@ def verify(model: PreTrainedModel, split: int, rows: Sequence[Sequence[int]]) ->
     """
     pairs = [list(r) if len(r) > 1 else [*r, *r] for r in rows]
     halves = [(r[: len(r) // 2], r[len(r) // 2 :]) for r in pairs]
-    trunk = Trunk(model, split, model.dtype)
+    trunk = Trunk(model, split, model.dtype, packed=packed)
     device = trunk.top.device
     watched = list(trunk.top.layers[-1].parameters())
     trunk.top.layers[-1].requires_grad_(True)
@@ -158,9 +175,12 @@ def checked_trunk(
     if gap <= tolerance:
         return Trunk(model, split, dtype)
     name = type(model).__name__
-    if split and verify(model, 0, rows) <= tolerance:
+    if verify(model, split, rows, packed=False) <= tolerance:
+        say(f"rows that are laid end to end change {name}'s results by {gap:.2g}; going on with padded ones")
+        return Trunk(model, split, dtype, packed=False)
+    if split and verify(model, 0, rows, packed=False) <= tolerance:
         say(f"trunk.split: {split} changes {name}'s results by {gap:.2g} on real tokens; going on with 0")
-        return Trunk(model, 0, dtype)
+        return Trunk(model, 0, dtype, packed=False)
     raise UserError(
         f"{name}: log-probs differ by {gap:.2g} from the model's own forward pass; ppolite cannot train it"
         " correctly, so choose another model"

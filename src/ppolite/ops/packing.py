@@ -21,10 +21,7 @@ def token_batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
     Raises:
         ValueError: a budget below 1, or a negative length.
     """
-    if budget < 1:
-        raise ValueError(f"budget is {budget} tokens; expected 1 or more")
-    if any(length < 0 for length in lengths):
-        raise ValueError(f"row {min(range(len(lengths)), key=lengths.__getitem__)} has a negative length")
+    _require_lengths(lengths, budget=budget)
     batches: list[list[int]] = []
     longest = 0
     for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
@@ -34,6 +31,62 @@ def token_batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
             batches.append([i])
             longest = lengths[i]
     return batches
+
+
+def even_batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
+    """Split rows into the fewest micro-batches of at most `budget` tokens that longest-first balancing finds.
+
+    Each row goes to the batch with the fewest tokens so far, the longest row first (LPT; Graham 1969): batches of about
+    one size, the largest one first. For rows that are laid end to end; padded ones want `token_batches`. A row
+    longer than the budget gets a batch of its own.
+
+    Returns:
+        Indices into `lengths`, each exactly once. The same arguments always give the same batches.
+
+    Raises:
+        ValueError: a budget below 1, or a negative length.
+    """
+    _require_lengths(lengths, budget=budget)
+    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    single = [[i] for i in order if lengths[i] > budget]
+    rest = order[len(single) :]
+    for count in range(max(-(-sum(lengths[i] for i in rest) // budget), 1), len(rest) + 1):
+        batches: list[list[int]] = [[] for _ in range(count)]
+        tokens = [0] * count
+        for i in rest:
+            least = tokens.index(min(tokens))
+            batches[least].append(i)
+            tokens[least] += lengths[i]
+        if max(tokens) <= budget:
+            by_size = sorted(range(count), key=lambda b: -tokens[b])
+            return single + [batches[b] for b in by_size if batches[b]]
+    return single
+
+
+def fill_packs(lengths: Sequence[int], size: int) -> list[list[int]]:
+    """Lay rows end to end into packs of at most `size` tokens: first fit, the longest row first (Johnson 1973).
+
+    That takes at most 11/9 of the fewest packs possible, and one more. A row longer than `size` gets a pack of its own.
+
+    Returns:
+        Indices into `lengths`, each exactly once, row after row as they stand in a pack. Rows without tokens are
+        in the first pack that has room. The same arguments always give the same packs.
+
+    Raises:
+        ValueError: a size below 1, or a negative length.
+    """
+    _require_lengths(lengths, size=size)
+    packs: list[list[int]] = []
+    room: list[int] = []
+    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        fits = next((k for k, free in enumerate(room) if lengths[i] <= free), None)
+        if fits is None:
+            packs.append([i])
+            room.append(size - lengths[i])
+        else:
+            packs[fits].append(i)
+            room[fits] -= lengths[i]
+    return packs
 
 
 def common_prefix(rows: Sequence[Sequence[int]], *, keep: int = 1) -> int:
@@ -54,3 +107,11 @@ def common_prefix(rows: Sequence[Sequence[int]], *, keep: int = 1) -> int:
         return 0
     first, limit = rows[0], min(map(len, rows)) - keep
     return next((t for t in range(limit) if any(row[t] != first[t] for row in rows)), limit)
+
+
+def _require_lengths(lengths: Sequence[int], **most: int) -> None:
+    for name, tokens in most.items():
+        if tokens < 1:
+            raise ValueError(f"{name} is {tokens} tokens; expected 1 or more")
+    if any(length < 0 for length in lengths):
+        raise ValueError(f"row {min(range(len(lengths)), key=lengths.__getitem__)} has a negative length")

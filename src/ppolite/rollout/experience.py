@@ -29,7 +29,6 @@ from ppolite.ops.advantages import Steps, gae
 from ppolite.ops.importance import WeightKind, effective_sample_size, log_weights, truncated_weights
 from ppolite.ops.kl import kl_estimate
 from ppolite.ops.masked import masked_mean, masked_sum, whiten
-from ppolite.ops.packing import token_batches
 from ppolite.types import Experience, NotFiniteError, Rollout, UserError
 
 
@@ -46,7 +45,7 @@ def sequences(roles: Roles, rollouts: Sequence[Rollout], budget: int) -> Sequenc
 def over_batches(seqs: Sequences, budget: int, compute: Callable[[Sequences], Tensor]) -> Tensor:
     """`compute` on micro-batches of at most `budget` tokens, in row order again: [B] or padded [B, R]."""
     out: Tensor | None = None
-    for rows in token_batches(seqs.lengths, budget):
+    for rows in seqs.batches(budget):
         part = compute(seqs.select(rows))
         pick = torch.tensor(rows, device=part.device)
         if out is None:

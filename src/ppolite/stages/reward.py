@@ -31,9 +31,9 @@ from ppolite.config import Recipe
 from ppolite.data.chat import encode_example
 from ppolite.models.export import save_reward
 from ppolite.models.roles import Norm, trainable
+from ppolite.models.sequences import micro_batches
 from ppolite.models.trunk import Body, Sequences
 from ppolite.obs.metrics import calibration, pearson, spearman
-from ppolite.ops.packing import token_batches
 from ppolite.ops.preference import bradley_terry_loss, pair_accuracy, plackett_luce_loss, regression_loss
 from ppolite.rollout.experience import over_batches
 from ppolite.rollout.local import LocalGenerator
@@ -73,7 +73,7 @@ class Row:
 
     @property
     def size(self) -> int:
-        """Tokens when padded."""
+        """Tokens, as if all responses were as long as the longest."""
         return len(self.encoded) * max(len(p) + len(r) for p, r in self.encoded)
 
 
@@ -191,7 +191,7 @@ class RewardModel:
     def loss(self, rows: Sequence[Row]) -> float:
         """Mean loss of these rows; gradients are accumulated."""
         total = 0.0
-        parts = token_batches([row.size for row in rows], self.fitting.tokens)
+        parts = micro_batches([row.size for row in rows], self.fitting.tokens, packed=self.trunk.packed)
         micros = [[rows[i] for i in part] for part in parts]
         seqs = [self.sequences(micro) for micro in micros]
         intercept = None

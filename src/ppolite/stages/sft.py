@@ -22,7 +22,6 @@ from ppolite.data.chat import encode_example
 from ppolite.models.export import save_policy
 from ppolite.models.roles import trainable
 from ppolite.models.trunk import Sequences
-from ppolite.ops.packing import token_batches
 from ppolite.stages.checkpoint import State
 from ppolite.stages.loop import (
     Fitting,
@@ -100,7 +99,7 @@ class SFT:
         tokens = int(seqs.mask_BR.sum())
         total = 0.0
         with torch.set_grad_enabled(backward):
-            for part in token_batches(seqs.lengths, self.fitting.tokens):
+            for part in seqs.batches(self.fitting.tokens):
                 logp_BR, _ = self.body.logprobs(seqs.select(part), 1.0)
                 loss = -logp_BR.sum() / tokens
                 if backward:

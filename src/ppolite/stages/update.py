@@ -21,7 +21,6 @@ from ppolite.models.roles import Roles
 from ppolite.models.sequences import Sequences
 from ppolite.ops.kl import AdaptivePenalty
 from ppolite.ops.losses import explained_variance, value_loss
-from ppolite.ops.packing import token_batches
 from ppolite.rollout.experience import policy_logprobs
 from ppolite.stages.checkpoint import State
 from ppolite.stages.loop import (
@@ -95,10 +94,10 @@ class Updates:
 
     def minibatch(self, experience: Experience, seqs: Sequences, rows: list[int], leash: float) -> Metrics:
         """Gradients of policy and critic on the given rows, in micro-batches, by global token count."""
-        lengths, config = seqs.lengths, self.config
+        config = self.config
         denom = experience.mask_BR[rows].sum()
         metrics: Metrics = {}
-        for part in token_batches([lengths[i] for i in rows], self.fitting.tokens):
+        for part in seqs.select(rows).batches(self.fitting.tokens):
             micro = [rows[i] for i in part]
             batch, known = seqs.select(micro), experience.select(micro)
             logp_BR, _ = self.roles.policy.logprobs(batch, config.temperature)
