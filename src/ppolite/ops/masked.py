@@ -18,7 +18,11 @@ from typing import TYPE_CHECKING
 import torch
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from torch import Tensor
+
+EMPTY = "the mask is empty: a mean over no values"
 
 
 def masked_zero(x: Tensor, mask: Tensor) -> Tensor:
@@ -65,11 +69,16 @@ def places(mask: Tensor, denom: float | Tensor | None = None) -> float | Tensor:
     if denom is None:
         count = int(mask.sum())
         if count == 0:
-            raise ValueError("the mask is empty: a mean over no values; pass denom to count a whole batch")
+            raise ValueError(f"{EMPTY}; pass denom to count a whole batch")
         return count
     if not torch.is_tensor(denom) and denom <= 0:
         raise ValueError(f"denom is {denom}; expected the positive number of places in the whole batch")
     return denom
+
+
+def _alone(x: Tensor) -> Tensor:
+    """The sum over one process."""
+    return x
 
 
 def masked_var(x: Tensor, mask: Tensor) -> Tensor:
@@ -81,26 +90,45 @@ def masked_var(x: Tensor, mask: Tensor) -> Tensor:
     return _moments(x, mask)[2]
 
 
-def whiten(x: Tensor, mask: Tensor, *, shift_mean: bool, eps: float = 1e-8) -> Tensor:
+def whiten(
+    x: Tensor,
+    mask: Tensor,
+    *,
+    shift_mean: bool,
+    eps: float = 1e-8,
+    total: Callable[[Tensor], Tensor] = _alone,
+) -> Tensor:
     """Scale to unit variance: (x_i − mean) / √(var + eps), plus the mean again unless `shift_mean`.
 
     Any shape → the same shape; masked places become 0. RLHF whitens rewards with `shift_mean=False` and
     advantages with `shift_mean=True` (Ziegler et al. 2019, released code), both with ddof 0.
 
+    Args:
+        x: what is whitened.
+        mask: True counts.
+        shift_mean: whether the mean becomes 0.
+        eps: added to the variance.
+        total: sums a scalar over all processes, where `x` is one process's part: mean and variance are then
+            those of the whole.
+
     Raises:
         ValueError: the mask is empty.
     """
-    mean, centred, var = _moments(x, mask)
+    mean, centred, var = _moments(x, mask, total)
     scaled = centred * torch.rsqrt(var + eps)
     return scaled if shift_mean else masked_zero(scaled + mean, mask)
 
 
-def _moments(x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _moments(
+    x: Tensor, mask: Tensor, total: Callable[[Tensor], Tensor] = _alone
+) -> tuple[Tensor, Tensor, Tensor]:
     """Mean, x − mean (0 at masked places), variance."""
-    x, count = masked_zero(x, mask), places(mask)
-    mean = x.sum() / count
+    x, count = masked_zero(x, mask), total(mask.sum())
+    if count == 0:
+        raise ValueError(EMPTY)
+    mean = total(x.sum()) / count
     centred = masked_zero(x - mean, mask)
-    return mean, centred, centred.square().sum() / count
+    return mean, centred, total(centred.square().sum()) / count
 
 
 def require_bool(**tensors: Tensor) -> None:

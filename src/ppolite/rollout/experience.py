@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from ppolite.config import PPO
+from ppolite.dist import total
 from ppolite.models.roles import Roles
 from ppolite.models.sequences import Sequences
 from ppolite.ops.advantages import Steps, gae
@@ -139,7 +140,7 @@ def make_experience(
     advantages_BR, returns_BR = gae(steps, gamma=config.gamma, lam=config.lam)
     raw_advantages_BR = advantages_BR
     if config.whiten_advantages:
-        advantages_BR = whiten(advantages_BR, mask_BR, shift_mean=True)
+        advantages_BR = whiten(advantages_BR, mask_BR, shift_mean=True, total=total)
     mu_BR = behaviour_logprobs(rollouts, old_BR)
     fresh = all(r.trainer_logprobs_R is None for r in rollouts)
     kind = config.weight_kind or "step"

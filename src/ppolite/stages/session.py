@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ppolite.config import Recipe, changed_keys, save_recipe
+from ppolite.dist import single
 from ppolite.obs.sinks import MetricsLog, progress
 from ppolite.stages.checkpoint import Checkpoints, State
 from ppolite.stages.loop import Skips, log, write_json
@@ -61,6 +62,7 @@ class Session:
         self.step = self.returns = 0
 
     def __enter__(self) -> Session:
+        single(f"the loop of {self.stage}")
         again = begin_again(self.stage, self.trainer, allow_changes=self.allow_changes)
         self.begun_anew, (self.step, self.returns) = again is None, again or (0, 0)
         self.checkpoints.begin()

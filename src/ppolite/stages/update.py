@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from ppolite.config import PPO
+from ppolite.dist import add_gradients, own_rows, total
 from ppolite.models.roles import Roles
 from ppolite.models.sequences import Sequences
 from ppolite.ops.kl import AdaptivePenalty
@@ -49,9 +50,9 @@ class Updates:
             most_skips,
             seed,
         )
-        total = config.steps * config.epochs * config.minibatches
-        self.policy = Learner(roles.policy.trained(), config.optim, total)
-        self.critic = Learner(roles.critic.trained(), config.critic, total)
+        updates = config.steps * config.epochs * config.minibatches
+        self.policy = Learner(roles.policy.trained(), config.optim, updates)
+        self.critic = Learner(roles.critic.trained(), config.critic, updates)
         self.penalty = AdaptivePenalty(1.0, config.penalty_target or 0.01)
         self.fitting = Fitting(config.optim.micro_batch_tokens)
 
@@ -63,11 +64,11 @@ class Updates:
         shuffle = torch.Generator().manual_seed(derive_seed(self.seed, "ppo-shuffle", round_))
         rows: list[Metrics] = []
         for _ in range(self.config.epochs):
-            order = torch.randperm(len(seqs), generator=shuffle)
+            order = torch.randperm(int(total(torch.tensor(len(seqs)))), generator=shuffle)
             # chunk() would make fewer when they do not divide: 5 rows in 4 minibatches become 2 + 2 + 1.
             for part in order.tensor_split(min(self.config.minibatches, len(order))):
                 if self.skips.in_row <= self.most_skips:
-                    rows += self.update(experience, seqs, part.tolist(), leash)
+                    rows += self.update(experience, seqs, own_rows(part.tolist()), leash)
         columns = {key: [row[key] for row in rows] for key in (rows[0] if rows else ())}
         metrics = {key: max(x) if key in MAXIMA else sum(x) / len(x) for key, x in columns.items()}
         explained = explained_variance(experience.values_BR, experience.returns_BR, experience.mask_BR)
@@ -93,11 +94,14 @@ class Updates:
         return [row]
 
     def minibatch(self, experience: Experience, seqs: Sequences, rows: list[int], leash: float) -> Metrics:
-        """Gradients of policy and critic on the given rows, in micro-batches, by global token count."""
+        """Gradients of policy and critic on the given rows, in micro-batches, by global token count.
+
+        With several processes the rows are this one's, the gradients and the count those of all, the metrics parts.
+        """
         config = self.config
-        denom = experience.mask_BR[rows].sum()
+        denom = total(experience.mask_BR[rows].sum())
         metrics: Metrics = {}
-        for part in seqs.select(rows).batches(self.fitting.tokens):
+        for part in seqs.select(rows).batches(self.fitting.tokens) if rows else ():
             micro = [rows[i] for i in part]
             batch, known = seqs.select(micro), experience.select(micro)
             logp_BR, _ = self.roles.policy.logprobs(batch, config.temperature)
@@ -118,6 +122,7 @@ class Updates:
             for key, value in figures.items():
                 old = metrics.get(key, 0.0)
                 metrics[key] = max(old, float(value)) if key in MAXIMA else old + float(value)
+        add_gradients([*self.policy.parameters, *self.critic.parameters])
         return metrics
 
     def _clear(self) -> None:

@@ -1,0 +1,247 @@
+"""How rows are laid out for the machine changes no gradient: policy and critic, in float32 and in float64.
+
+One minibatch of PPO, its experience included, is computed in the plainest way (no packs, no split, one micro-batch,
+rows in order, one process). Every other way has to give the same gradients: 1e-12 of their length in float64, where
+HF's own casts to float32 are taken out (`tiny.Wide`), and 1e-6 in float32.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import socket
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed
+import torch.multiprocessing
+from tests import tiny
+from torch import Tensor
+
+from ppolite.config import PPO, Data, Optim, Train
+from ppolite.models.load import Norm
+from ppolite.models.roles import Roles, build_roles
+from ppolite.models.sequences import Sequences
+from ppolite.models.trunk import Trunk
+from ppolite.rollout.experience import make_experience
+from ppolite.stages.loop import Skips
+from ppolite.stages.update import Updates
+from ppolite.types import Prompt, Rollout
+
+BOUND = {torch.float64: 1e-12, torch.float32: 1e-6}
+ROWS = 7
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a minibatch goes through the model."""
+
+    split: int = 0
+    packed: bool = False
+    pack: int = 128
+    budget: int = 100_000
+    order: tuple[int, ...] = tuple(range(ROWS))
+    shared: int = 3
+    """Common tokens at the front of the prompts that the model is told to share; 0: none, by other rows beside them."""
+    extra: int = 0
+    """Columns of padding more than the rows need."""
+
+
+LAYOUTS = {
+    "split": Layout(split=2),
+    "packs": Layout(packed=True),
+    "packs of one row": Layout(packed=True, pack=1),
+    "packs of a few rows": Layout(packed=True, pack=25),
+    "small micro-batches": Layout(budget=20),
+    "one row at a time": Layout(budget=1),
+    "another order": Layout(order=(4, 0, 6, 2, 1, 5, 3)),
+    "no shared prefix": Layout(shared=0),
+    "more padding": Layout(extra=9),
+    "all at once": Layout(
+        split=1, packed=True, pack=25, budget=40, order=(6, 5, 4, 3, 2, 1, 0), shared=0, extra=2
+    ),
+}
+
+
+TOP = 2
+"""Layers from here on are moved away from the SFT model, and compared: all layouts train them."""
+
+
+def world(family: str, kind: Any, layout: Layout, dtype: torch.dtype) -> Roles:
+    model = tiny.model(family, dtype=dtype)
+    with torch.no_grad():
+        for p in model.parameters():  # as large as those of real models: rounding grows with them
+            p.mul_(0.5 if p.ndim > 1 else 1.0)
+    judge = tiny.classifier(model, changed_from=TOP)
+    reward: Any = (judge, judge.score, Norm(mean=0.3, std=1.7, offset=0.2))
+    trunk = Trunk(model, layout.split, dtype, packed=layout.packed)
+    return build_roles(trunk, Train(kind=kind, lora_rank=2), reward)
+
+
+def watched(roles: Roles) -> Iterator[tuple[str, torch.nn.Parameter]]:
+    """Trained weights of the upper layers, norms and heads of policy and critic, with names that no split changes."""
+    for role, body in (("policy", roles.policy), ("critic", roles.critic)):
+        for name, p in body.named_parameters():
+            absolute = _absolute(name, body.start)
+            below = absolute.startswith(tuple(f"layer {i} " for i in range(TOP)))
+            if p.requires_grad and not below:
+                yield f"{role} {absolute}", p
+
+
+def move(roles: Roles) -> None:
+    """Away from the start, the same way in every layout, so that ratios differ from 1."""
+    with torch.no_grad():
+        for name, p in watched(roles):
+            stream = torch.Generator().manual_seed(sum(map(ord, name)))
+            noise = 0.05 * torch.randn(p.shape, generator=stream, dtype=torch.float64).to(p.dtype)
+            p.copy_(noise if "lora_" in name else p + noise)  # an adapter starts at random
+
+
+def _absolute(name: str, start: int) -> str:
+    """Layers counted from the bottom, whatever the split."""
+    head, _, rest = name.partition(".")
+    index, _, tail = rest.partition(".")
+    return f"layer {int(index) + start} {tail}" if head == "layers" else name
+
+
+def rollouts(shared: int) -> list[Rollout]:
+    prompts, responses = tiny.rows(shared=shared, n=ROWS)
+    finish: Any = itertools.cycle(["stop", "length"])
+    return [
+        Rollout(Prompt(text=f"{i}"), p, r, "", torch.full((len(r),), -1.0), next(finish))
+        for i, (p, r) in enumerate(zip(prompts, responses, strict=True))
+    ]
+
+
+def gradients(
+    layout: Layout, family: str, kind: str, dtype: torch.dtype, share: Callable[[list[int]], list[int]] = list
+) -> dict[str, Tensor]:
+    """Of the watched weights, by name. `share`: the rows of this process."""
+    config = PPO(
+        prompts=Data(path="x"), optim=Optim(micro_batch_tokens=layout.budget), rollouts=ROWS, value_clip=None,
+        kl={"beta": 0.1},  # type: ignore[arg-type]
+    )  # fmt: skip
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ppolite.models.packs.LENGTH", layout.pack)
+        patch.setattr(
+            Sequences,
+            "of",
+            classmethod(_laid_out(Sequences.of.__func__, layout)),  # type: ignore[attr-defined]
+        )
+        roles = world(family, kind, layout, dtype)
+        rows = share(list(layout.order))
+        drawn = rollouts(3)
+        scores = [0.3 * i - 1 for i in range(ROWS)]
+        experience, seqs = make_experience(
+            roles, [drawn[i] for i in rows], [scores[i] for i in rows], config, beta=0.1
+        )
+        move(roles)
+        updates = Updates(roles, config, Skips(), 3, seed=0)
+        updates.minibatch(experience, seqs, list(range(len(rows))), 0.1)
+    assert all(p.grad is not None for _, p in watched(roles))
+    return {name: p.grad.double() for name, p in watched(roles) if p.grad is not None}
+
+
+def _laid_out(original: Any, layout: Layout) -> Any:
+    """`Sequences.of` with more padding, and without a shared prefix."""
+
+    def of(cls: type[Sequences], prompts: Any, responses: Any, device: torch.device) -> Sequences:
+        if not layout.shared:  # a stranger's prompt shares nothing; its row is taken out again
+            seqs = original(cls, [*prompts, [tiny.STOP, tiny.END]], [*responses, [tiny.END]], device)
+            seqs = seqs.select(range(len(prompts)))
+        else:
+            seqs = original(cls, prompts, responses, device)
+        B = len(seqs)
+        more = seqs.ids_BT.new_zeros(B, layout.extra)
+        return replace(
+            seqs,
+            ids_BT=torch.cat([seqs.ids_BT, more], 1),
+            mask_BT=torch.cat([seqs.mask_BT, more.bool()], 1),
+        )
+
+    return of
+
+
+def compare(found: dict[str, Tensor], plain: dict[str, Tensor], bound: float) -> None:
+    """Each role's gradient as one vector: the distance of the two relative to its length."""
+    for role in ("policy", "critic"):
+        names = sorted(name for name in found if name.startswith(role))
+        assert names
+        a, b = (torch.cat([grads[name].flatten() for name in names]) for grads in (found, plain))
+        assert b.norm() > 0.01
+        gap = float((a - b).norm() / b.norm())
+        assert gap < bound, f"{role}: {gap:.1e}"
+
+
+@contextlib.contextmanager
+def width(dtype: torch.dtype) -> Iterator[None]:
+    """float64 through and through, or float32 as it is."""
+    if dtype == torch.float32:
+        yield
+        return
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        with tiny.Wide():
+            yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+@pytest.mark.parametrize("dtype", BOUND, ids=str)
+@pytest.mark.parametrize("kind", ["layers", "lora"])
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_layouts_give_one_gradient(name: str, kind: str, dtype: torch.dtype) -> None:
+    with width(dtype):
+        plain, found = (gradients(layout, "llama", kind, dtype) for layout in (Layout(), LAYOUTS[name]))
+    assert found.keys() == plain.keys()
+    compare(found, plain, BOUND[dtype])
+
+
+@pytest.mark.parametrize("family", tiny.NAMES)
+def test_in_every_family(family: str) -> None:
+    with width(torch.float64):
+        plain, found = (
+            gradients(layout, family, "layers", torch.float64)
+            for layout in (Layout(), LAYOUTS["all at once"])
+        )
+    compare(found, plain, BOUND[torch.float64])
+
+
+def test_the_comparison_sees_a_wrong_row() -> None:
+    with width(torch.float64):
+        plain = gradients(Layout(), "llama", "layers", torch.float64)
+        other = gradients(Layout(order=(0, 1, 2, 3, 4, 5, 5)), "llama", "layers", torch.float64)
+    with pytest.raises(AssertionError, match="policy"):
+        compare(other, plain, 1e-3)
+
+
+def _process(rank: int, size: int, port: int, dtype: torch.dtype, path: str) -> None:
+    """One of several processes, with every `size`-th row; the first one writes the gradients that all have."""
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=size)
+    try:
+        with width(dtype):
+            layout = Layout(split=1, packed=True, pack=25, budget=30)
+            found = gradients(layout, "llama", "layers", dtype, share=lambda rows: rows[rank::size])
+        torch.save(found, f"{path}/{rank}.pt")
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("dtype", BOUND, ids=str)
+def test_two_processes_are_one(dtype: torch.dtype, tmp_path: Path) -> None:
+    """gloo on this machine; 4 and 3 rows, whitening and token counts over both."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    torch.multiprocessing.spawn(_process, (2, port, dtype, str(tmp_path)), nprocs=2)
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    with width(dtype):
+        plain = gradients(Layout(split=1), "llama", "layers", dtype)
+    compare(first, plain, BOUND[dtype])
