@@ -4,7 +4,7 @@ BIN := .venv/bin
 READY := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test oracles check bench bench-control bench-returns fmt clean
+.PHONY: help demo test oracles check kill-test bench bench-control bench-returns fmt clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -24,6 +24,9 @@ check: $(READY) ## format, lint, types, layers, shipped recipes
 	@$(BIN)/basedpyright --pythonpath $(BIN)/python
 	@$(BIN)/lint-imports --no-logo
 	@$(BIN)/python -m pytest -q tests/test_recipes.py
+
+kill-test: $(READY) ## kill runs at 60 random instants, go on with them, compare (ARGS=--film: the 135M model)
+	@$(BIN)/python -m tests.faults.kill $(ARGS)
 
 bench: $(READY) ## time one RLHF step; appends to benchmarks/results
 	@$(BIN)/python -m benchmarks.rlhf_step $(ARGS)

@@ -199,6 +199,12 @@ class Body(nn.Module):
         score = copy.deepcopy(self.score) if score is None else score
         return Body(self.decoder, self.start, layers, norm, front, head, score, self.dtype)
 
+    def on(self, other: Body) -> Body:
+        """These layers, norm and head on the frozen bottom and front of another body with the same ones."""
+        return Body(
+            other.decoder, self.start, self.layers, self.norm, other.front, self.head, self.score, self.dtype
+        )
+
     def hold(self, copies: dict[nn.Module, nn.Module]) -> None:
         """`hold` the frozen layers, and a copy of a frozen head, since an embedding may be tied to it.
 

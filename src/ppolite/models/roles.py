@@ -107,7 +107,9 @@ def reward_body(trunk: Trunk, model: PreTrainedModel, score: nn.Linear) -> Body:
             f"the reward model's layers below {trunk.split} differ from the policy's, so they cannot share a"
             " trunk; train it in this run, or set roles: separate and trunk.split: 0"
         )
-    return Body.of(model, trunk.split, score=score, dtype=trunk.dtype)
+    own = Body.of(model, trunk.split, score=score, dtype=trunk.dtype)
+    # On the trunk's decoder, so that nobody holds the reward model's own bottom any more.
+    return own if trunk.split == 0 else own.on(trunk.top)
 
 
 def same_bottom(a: PreTrainedModel, b: PreTrainedModel, split: int, dtype: torch.dtype) -> bool:
