@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ppolite.ops.packing import common_prefix, even_batches, fill_packs, token_batches
+from ppolite.ops.packing import common_prefix, even_batches, token_batches
 
 
 def test_batches_by_hand():
@@ -52,23 +52,6 @@ def test_even_batches(lengths: list[int], budget: int):
     assert max(together, default=0) - min(sums, default=0) <= longest or len(batches) > len(together)
 
 
-def test_packs_by_hand():
-    """5 and 3 fill a pack of 8, 4 and 4 the next one, and 2 is left."""
-    assert fill_packs([3, 5, 4, 2, 4], 8) == [[1, 0], [2, 4], [3]]
-    assert fill_packs([9, 1], 8) == [[0], [1]]
-    assert fill_packs([], 8) == []
-
-
-@given(st.lists(st.integers(0, 40), max_size=30), st.integers(1, 100))
-def test_packs(lengths: list[int], size: int):
-    packs = fill_packs(lengths, size)
-    assert sorted(i for pack in packs for i in pack) == list(range(len(lengths)))
-    sums = [sum(lengths[i] for i in pack) for pack in packs]
-    assert all(len(pack) == 1 or tokens <= size for pack, tokens in zip(packs, sums, strict=True))
-    # First fit leaves no two packs that would fit into one.
-    assert all(a + b > size for i, a in enumerate(sums) for b in sums[i + 1 :] if a <= size and b <= size)
-
-
 def test_prefix_by_hand():
     assert common_prefix([[1, 2, 3], [1, 2, 4, 5]]) == 2
     assert common_prefix([[1, 2, 3], [1, 2, 3]]) == 2
@@ -96,11 +79,9 @@ def test_prefix(shared: list[int], tails: list[list[int]], keep: int):
 def test_refusals():
     with pytest.raises(ValueError, match="budget is 0"):
         token_batches([1], 0)
-    for split in (token_batches, even_batches, fill_packs):
+    for split in (token_batches, even_batches):
         with pytest.raises(ValueError, match="row 1 has a negative length"):
             split([1, -1], 5)
-    with pytest.raises(ValueError, match="size is 0"):
-        fill_packs([1], 0)
     with pytest.raises(ValueError, match="row 1 has 0 tokens; expected at least 1"):
         common_prefix([[1], []])
     with pytest.raises(ValueError, match="keep is -1"):

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig
 
-from ppolite.ops.packing import fill_packs
+from ppolite.ops.packing import even_batches
 
 LENGTH = 128
 """Places of a pack where no row is longer: at 256 the 135M model spends a tenth of a layer on attention."""
@@ -55,7 +55,7 @@ class Packs:
     @classmethod
     def of(cls, lengths: Sequence[int], width: int, prefix: int, device: torch.device) -> Packs:
         """Rows of these lengths, out of [B, `width`], behind `prefix` shared tokens."""
-        packs = fill_packs(lengths, max(LENGTH, max(lengths)))
+        packs = even_batches(lengths, max(LENGTH, max(lengths)))
         L = max(sum(lengths[i] for i in pack) for pack in packs)
         row_KL = torch.full((len(packs), L), -1)
         col_KL = torch.zeros(len(packs), L, dtype=torch.long)

@@ -34,11 +34,11 @@ def token_batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
 
 
 def even_batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
-    """Split rows into the fewest micro-batches of at most `budget` tokens that longest-first balancing finds.
+    """Split rows into the fewest batches of at most `budget` tokens that longest-first balancing finds.
 
     Each row goes to the batch with the fewest tokens so far, the longest row first (LPT; Graham 1969): batches of about
-    one size, the largest one first. For rows that are laid end to end; padded ones want `token_batches`. A row
-    longer than the budget gets a batch of its own.
+    one size, the largest one first. For rows that are laid end to end, into one pack or into micro-batches of packs;
+    padded ones want `token_batches`. A row longer than the budget gets a batch of its own.
 
     Returns:
         Indices into `lengths`, each exactly once. The same arguments always give the same batches.
@@ -61,32 +61,6 @@ def even_batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
             by_size = sorted(range(count), key=lambda b: -tokens[b])
             return single + [batches[b] for b in by_size if batches[b]]
     return single
-
-
-def fill_packs(lengths: Sequence[int], size: int) -> list[list[int]]:
-    """Lay rows end to end into packs of at most `size` tokens: first fit, the longest row first (Johnson 1973).
-
-    That takes at most 11/9 of the fewest packs possible, and one more. A row longer than `size` gets a pack of its own.
-
-    Returns:
-        Indices into `lengths`, each exactly once, row after row as they stand in a pack. Rows without tokens are
-        in the first pack that has room. The same arguments always give the same packs.
-
-    Raises:
-        ValueError: a size below 1, or a negative length.
-    """
-    _require_lengths(lengths, size=size)
-    packs: list[list[int]] = []
-    room: list[int] = []
-    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        fits = next((k for k, free in enumerate(room) if lengths[i] <= free), None)
-        if fits is None:
-            packs.append([i])
-            room.append(size - lengths[i])
-        else:
-            packs[fits].append(i)
-            room[fits] -= lengths[i]
-    return packs
 
 
 def common_prefix(rows: Sequence[Sequence[int]], *, keep: int = 1) -> int:
