@@ -49,7 +49,8 @@ def peer_run(env: str, algorithm: str, seed: int, folder: Path) -> dict[str, Any
     folder.mkdir(parents=True, exist_ok=True)
     started = time.perf_counter()
     result = peer(env, "--algorithm", algorithm, "--seed", str(seed))
-    about = {k: v for k, v in result.items() if k == "settings" or k.startswith("sb3_env.")}
+    about = {f"sb3_env.{name}": version for name, version in result["versions"].items()}
+    about["settings"] = result["settings"]
     return _keep(folder, result, started, about)
 
 

@@ -84,7 +84,8 @@ def train_and_look(env: str, algorithm: str, seed: int, steps: int | None, episo
     started = time.perf_counter()
     model.learn(steps or default)
     seconds = time.perf_counter() - started
-    result: dict[str, Any] = {"steps": model.num_timesteps, "seconds": seconds}
+    steps_done = model.num_timesteps
+    result: dict[str, Any] = {"steps": steps_done, "seconds": seconds, "steps_per_s": steps_done / seconds}
     if episodes:
         looking = make_vec_env(env, n_envs=10, seed=seed + 10_000)
         if isinstance(envs, VecNormalize):
@@ -100,7 +101,7 @@ def train_and_look(env: str, algorithm: str, seed: int, steps: int | None, episo
         }
     result["settings"] = given
     packages = "stable_baselines3", "torch", "gymnasium"
-    return result | {f"sb3_env.{name}": importlib.metadata.version(name) for name in packages}
+    return result | {"versions": {name: importlib.metadata.version(name) for name in packages}}
 
 
 def main() -> None:
