@@ -4,7 +4,7 @@ BIN := .venv/bin
 READY := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test oracles check kill-test bench bench-control bench-returns fmt clean
+.PHONY: help demo test oracles check kill-test bench bench-peers bench-control bench-returns bench-page fmt clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -28,8 +28,19 @@ check: $(READY) ## format, lint, types, layers, shipped recipes
 kill-test: $(READY) ## kill runs at 60 random instants, go on with them, compare (ARGS=--film: the 135M model)
 	@$(BIN)/python -m tests.faults.kill $(ARGS)
 
-bench: $(READY) ## time one RLHF step; appends to benchmarks/results
-	@$(BIN)/python -m benchmarks.rlhf_step $(ARGS)
+bench: $(READY) ## time one RLHF step, ours alone; appends to benchmarks/results
+	@$(BIN)/python -m benchmarks.rlhf_step --alone $(ARGS)
+
+# The environment of the peers of each.
+PEERS_rlhf_step := .venv-oracles
+PEERS_time_to_score := .venv-oracles
+PEERS_generate := .venv-vllm
+PEERS_sft := .venv-trl
+PEERS_reward := .venv-trl
+bench-peers: $(READY) ## a benchmark beside its peers: ARGS=rlhf_step time_to_score generate logprobs sft reward
+	@test -n "$(ARGS)" || { echo "make bench-peers ARGS=rlhf_step, for one (make help lists them)" >&2; exit 2; }
+	@for peer in $(PEERS_$(firstword $(ARGS))); do $(MAKE) -s $$peer/.installed || exit; done
+	@$(BIN)/python -m benchmarks.$(ARGS)
 
 bench-control: $(READY) .venv-oracles/.installed ## steps per second on CartPole, beside stable-baselines3
 	@$(BIN)/python -m benchmarks.control $(ARGS)
@@ -37,12 +48,15 @@ bench-control: $(READY) .venv-oracles/.installed ## steps per second on CartPole
 bench-returns: $(READY) .venv-oracles/.installed ## returns on a control task (ARGS='Hopper-v5 --peer'), of both
 	@$(BIN)/python -m benchmarks.control_returns $(ARGS)
 
+bench-page: $(READY) ## docs/benchmarks.md from benchmarks/results
+	@$(BIN)/python -m benchmarks.page
+
 fmt: $(READY) ## let ruff mend format and lint
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
 clean: ## remove the environment and caches; runs/ stays
-	rm -rf .venv .venv-oracles .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf .venv .venv-oracles .venv-trl .venv-vllm .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 
 # torch goes first and alone: the others would bring the registry's newest, with gigabytes of CUDA.
 .venv-oracles/.installed: tests/oracles/constraints.txt
@@ -50,6 +64,14 @@ clean: ## remove the environment and caches; runs/ stays
 	@echo "Installing torchrl, stable-baselines3, rlax and TRL into .venv-oracles (a few minutes the first time)"
 	@.venv-oracles/bin/python -m pip install -qq --disable-pip-version-check -c $< torch
 	@.venv-oracles/bin/python -m pip install -qq --disable-pip-version-check -r $<
+	@touch $@
+
+# Whole lists of pins: --no-deps keeps out what they leave out.
+.venv-trl/.installed .venv-vllm/.installed: .venv-%/.installed: benchmarks/environments/%.txt
+	@test -x .venv-$*/bin/python || $(PYTHON) -m venv .venv-$*
+	@echo "Installing the versions of $< into .venv-$* (a few minutes the first time)"
+	@.venv-$*/bin/python -m pip install -qq --disable-pip-version-check -c $< torch
+	@.venv-$*/bin/python -m pip install -qq --disable-pip-version-check --no-deps -r $<
 	@touch $@
 
 # The stamp is newer than the pins, or the environment is brought up to date.

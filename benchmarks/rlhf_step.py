@@ -1,88 +1,142 @@
-"""Time of one RLHF step on the film critic: generate, score, prepare, update.
+"""Seconds of one RLHF step (generate, score, prepare, update) beside TRL 1.12.0, the last release that has PPO.
 
-32 rollouts of at most 48 new tokens, 4 epochs × 2 minibatches, film prompts, settings of recipes/film.yaml. A short
-SFT and reward model are trained first (kept in runs/bench), since an untuned model's answers have another length.
+Both get the same film prompts, SFT model and reward model, 32 rollouts of at most 48 new tokens, 4 epochs × 2
+minibatches, and end an answer at EOS. The first round of each process is a warm-up. Two comparisons:
 
-    make bench                                  # appends to benchmarks/results/rlhf_step.jsonl
-    make bench ARGS='--steps 9 --run runs/demo' # with the models of a finished run
+    like for like     four whole models, all of policy and critic trained, float32
+    best against best the fastest of each system's settings below, each of which is tried once first
+
+In the second, TRL also gets what its users would have to write themselves: frozen lower layers, adapters on the critic
+(`full` and `peft` are its own settings). Memory is that of the process from start to end, loading included.
+
+    make bench                                            # ours alone, five steps; appends to benchmarks/results
+    make bench-peers ARGS=rlhf_step                       # both comparisons, five pairs
+    make bench-peers ARGS='rlhf_step --only best --ours film --peer lora-top'
+    make bench ARGS='--steps 9 --run runs/demo'           # with the models of a finished run
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import resource
-import statistics
-import time
 from pathlib import Path
+from typing import Any
 
-from benchmarks.record import ROOT, commit, machine, today
-from ppolite import PPO, SFT, RewardModel, load_recipe
+from benchmarks.figures import GPU_MEMORY, MEMORY, Book, Figure, Side, compared
+from benchmarks.harness import BENCH, OURS, arguments, environment, fastest, in_turn, measure, worker
+from benchmarks.inputs import SHORT, models, rounds
+from ppolite import load_recipe
 
-SHORT = ["sft.data.limit=320", "reward.data.limit=320", "ppo.min_rm_accuracy=0"]
+STEP = Figure("step_s", "s a step", "time")
+FIGURES = (
+    STEP,
+    Figure("generate_s", "s of it generating", "time"),
+    Figure("response_tokens", "response tokens", "note"),
+    MEMORY,
+    GPU_MEMORY,
+)
+PEER = "TRL 1.12.0"
+GENTLE = ["ppo.optim.lr=1e-5", "ppo.critic.lr=1e-5"]
+"""Trained whole at the recipe's rates, the answers' length would change within the measurement."""
+WHOLE = ["roles=separate", "train.kind=full", "trunk.split=0", "dtype=float32", *GENTLE]
+
+OWN: dict[str, tuple[str, list[str]]] = {
+    "film": ("film", []),
+    "film_lora": ("film_lora", []),
+    "film_lora, split 20": ("film_lora", ["trunk.split=20"]),
+}
+"""Recipe and overrides."""
+PLAIN = {"train": "full", "split": 20, "weights": "float32", "autocast": False, "checkpointing": False}
+PEERS: dict[str, dict[str, Any]] = {
+    "lora-top": PLAIN | {"train": "lora-top"},
+    "top": PLAIN | {"train": "top"},
+    "lora": PLAIN | {"train": "lora"},
+    "peft": PLAIN | {"train": "peft"},
+    "full": PLAIN,
+    "full, checkpointing": PLAIN | {"checkpointing": True},
+    "lora-top, checkpointing": PLAIN | {"train": "lora-top", "checkpointing": True},
+    "lora-top, bf16 autocast": PLAIN | {"train": "lora-top", "autocast": True},
+    "lora-top, bf16 weights": PLAIN | {"train": "lora-top", "weights": "bfloat16"},
+}
+"""See `workers/ppo_trl.py`. The likely fastest come first: what takes three times as long is ended."""
 
 
-def prepared(run: Path, overrides: list[str]) -> PPO:
-    recipe = load_recipe(ROOT / "recipes" / "film.yaml", [*SHORT, *overrides])
-    for folder, stage in (("sft", SFT), ("reward", RewardModel)):
-        if not (run / folder).exists():
-            stage(recipe, run).run()
-    return PPO(recipe, run)
+def own_side(setting: str, recipe: str, overrides: list[str], told: dict[str, Any]) -> Side:
+    return Side("ppolite", setting, worker(OURS, "ppo_ours", recipe=recipe, overrides=overrides, **told))
 
 
-def measure(ppo: PPO, steps: int) -> list[dict[str, float]]:
-    rows = []
-    for step in range(steps + 1):
-        started = time.perf_counter()
-        rollouts = ppo.generate(ppo.next_prompts())
-        generated = time.perf_counter()
-        scores = ppo.score(rollouts)
-        metrics = ppo.step(rollouts, scores)
-        row = {
-            "step_s": time.perf_counter() - started,
-            "generate_s": generated - started,
-            "response_tokens": sum(len(r.response_ids) for r in rollouts),
-            "prompt_tokens": sum(len(r.prompt_ids) for r in rollouts),
-            "kl_ref_seq": metrics["kl/ref_seq"],
-        }
-        print(
-            f"{'warm-up' if step == 0 else step}: {row['step_s']:.1f} s, of which generating {row['generate_s']:.1f} s"
-        )
-        rows.append(row)
-    return rows[1:]
+def peer_side(setting: str, spec: dict[str, Any], overrides: list[str], told: dict[str, Any]) -> Side:
+    """TRL with the numbers of recipes/film.yaml."""
+    recipe = load_recipe("film", overrides)
+    assert recipe.ppo
+    lora = {"rank": recipe.train.lora_rank, "alpha": recipe.train.lora_alpha}
+    python = environment(".venv-oracles", PEER)
+    return Side(
+        PEER, setting, worker(python, "ppo_trl", ppo=recipe.ppo.model_dump(), lora=lora, **spec, **told)
+    )
+
+
+def chosen(table: dict[str, Any], name: str | None) -> dict[str, Any]:
+    return table if name is None else {name: table[name]}
+
+
+def alone(book: Book, args: argparse.Namespace, told: dict[str, Any]) -> None:
+    """Ours by the shipped recipe: the spread is that of the steps of one process."""
+    side = own_side("film", "film", args.set, told)
+    run = measure(side, args.threads)
+    steps = [row | {"peak_rss_mb": run["peak_rss_mb"], "gpu_mb": run["gpu_mb"]} for row in run["rounds"]]
+    book.write("ours alone", compared([side], [steps], FIGURES), versions=run["versions"])
+
+
+def like_for_like(book: Book, args: argparse.Namespace, told: dict[str, Any]) -> None:
+    sides = [
+        own_side("roles separate, train full, float32", "film", [*args.set, *WHOLE], told),
+        peer_side("full, float32", PLAIN, [*args.set, *GENTLE], told),
+    ]
+    book.write("like for like", compared(sides, in_turn(sides, STEP, args), FIGURES))
+
+
+def best_against_best(book: Book, args: argparse.Namespace, told: dict[str, Any]) -> None:
+    own = chosen(OWN, args.ours).items()
+    ours, tried = fastest([own_side(k, r, [*args.set, *o], told) for k, (r, o) in own], STEP, args)
+    peers = chosen(PEERS, args.peer).items()
+    theirs, more = fastest([peer_side(k, spec, args.set, told) for k, spec in peers], STEP, args)
+    sides = [ours, theirs]
+    book.write("best against best", compared(sides, in_turn(sides, STEP, args), FIGURES), tried=tried + more)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    parser = arguments(__doc__)
+    parser.add_argument("--steps", type=int, default=None, help="measured in each process; 2, alone 5")
+    parser.add_argument("--run", type=Path, default=BENCH, help="where sft and reward model are, or go")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="of the recipe, for both sides"
     )
-    parser.add_argument("--steps", type=int, default=5)
-    parser.add_argument("--run", type=Path, default=ROOT / "runs" / "bench")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
-    parser.add_argument("--dirty", action="store_true", help="measure uncommitted code; nothing is recorded")
+    parser.add_argument("--alone", action="store_true", help="ours by the shipped recipe, without the peer")
+    parser.add_argument("--only", choices=["like", "best"], help="one of the two comparisons")
+    parser.add_argument("--ours", choices=OWN, help="our setting in `best`, instead of trying all")
+    parser.add_argument("--peer", choices=PEERS, help="TRL's")
     args = parser.parse_args()
-    sha = None if args.dirty else commit()
-    rows = measure(prepared(args.run, args.set), args.steps)
-    seconds = [row["step_s"] for row in rows]
-    result = {
-        "bench": "rlhf_step",
-        "median_s": statistics.median(seconds),
-        "min_s": min(seconds),
-        "max_s": max(seconds),
-        "generate_median_s": statistics.median(row["generate_s"] for row in rows),
-        "peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-        "steps": rows,
-        "overrides": args.set,
-        "commit": sha,
-        "date": today(),
-        **machine(),
+    book = Book("rlhf_step", args)
+    models(args.run, SHORT)
+    steps = args.steps or (5 if args.alone else 2)
+    config = load_recipe("film", args.set).ppo
+    assert config
+    told = {
+        "run": args.run,
+        "prompts": rounds(args.run / "sft", steps + 1, config.rollouts),
+        "rounds": steps + 1,
+        "warmup": 1,
+        "every": None,
+        "folder": None,
     }
-    print(f"rlhf_step: median {result['median_s']:.1f} s ({result['min_s']:.1f} to {result['max_s']:.1f})")
-    if sha:
-        path = ROOT / "benchmarks" / "results" / "rlhf_step.jsonl"
-        path.parent.mkdir(exist_ok=True)
-        with path.open("a", encoding="utf-8") as out:
-            out.write(json.dumps(result) + "\n")
+    args.set = [*args.set, "ppo.min_rm_accuracy=0"]
+    if args.alone:
+        alone(book, args, told)
+        return
+    if args.only != "best":
+        like_for_like(book, args, told)
+    if args.only != "like":
+        best_against_best(book, args, told)
 
 
 if __name__ == "__main__":
