@@ -76,16 +76,19 @@ class Roles:
             return self.reward.scores(seqs) + self.norm.offset
 
 
-def trainable(body: Body, train: Train) -> tuple[Body, LoraConfig | None]:
-    """A body that learns, starting where `body` is: adapters put on it in place, or an own copy."""
+def trainable(body: Body, train: Train, *, own: bool = False) -> tuple[Body, LoraConfig | None]:
+    """A body that learns, starting where `body` is: with adapters put on it in place, or a copy of it.
+
+    `own`: nobody else needs its weights as they are, so that no copy is made.
+    """
     if train.kind == "lora":
         return body, body.add_lora(train.lora_rank, train.lora_alpha)
     full = train.kind == "full"
-    copy = body.clone(embed=full)
-    for module in (copy.layers, copy.norm, *((copy.front, copy.head) if full else ())):
+    learner = body if own else body.clone(embed=full)
+    for module in (learner.layers, learner.norm, *((learner.front, learner.head) if full else ())):
         if module is not None:
             module.requires_grad_(True)
-    return copy, None
+    return learner, None
 
 
 def scalar_head(body: Body, *, bias: bool) -> nn.Linear:

@@ -116,7 +116,7 @@ class RewardModel:
         generator = torch.Generator().manual_seed(derive_seed(self.recipe.seed, "reward-head"))
         nn.init.normal_(score.weight, std=1 / math.sqrt(score.in_features + 1), generator=generator)
         base = top.clone(embed=self.trunk.split == 0, score=score.to(self.opened.device))
-        body, _ = trainable(base, self.recipe.train)
+        body, _ = trainable(base, self.recipe.train, own=True)
         assert body.score is not None
         body.score.requires_grad_(True)
         return body

@@ -64,7 +64,7 @@ class SFT:
             )
         self.held = self.encode(held, self.config.eval_examples)
         self.trunk = open_trunk(recipe, self.opened, [p + r for p, r in self.train[:4]])
-        self.body, _ = trainable(self.trunk.top, recipe.train)
+        self.body, _ = trainable(self.trunk.top, recipe.train, own=True)
         self.trunk.hold()
         self.body.hold({})
         self.reads = fingerprint_of((self.train, self.held))
