@@ -103,8 +103,13 @@ class Book:
 
     def write(self, comparison: str, result: dict[str, Any], **more: Any) -> dict[str, Any]:
         """Print what came out, and keep it."""
-        line = {"bench": self.bench, "comparison": comparison, **result, **more, **self.about}
+        line = self.keep(comparison, **result, **more)
         print(*summary(line), sep="\n", flush=True)
+        return line
+
+    def keep(self, comparison: str, **result: Any) -> dict[str, Any]:
+        """Add a line to the results, unless the code is uncommitted."""
+        line = {"bench": self.bench, "comparison": comparison, **result, **self.about}
         if self.sha:
             RESULTS.mkdir(exist_ok=True)
             with (RESULTS / f"{self.bench}.jsonl").open("a", encoding="utf-8") as out:

@@ -1,0 +1,244 @@
+"""How near an RLHF step is to the limit of the chip: operations counted, ceilings measured, phase by phase.
+
+    executed   multiplications and additions that torch was asked for in a phase, counted while it runs
+    needed     those that no way around is known for: tokens that somebody reads × layers that they go through
+    usual      those of four whole models on padded prompts and responses, logits for all of them
+    ceiling    the fastest matrix product of this chip, in the dtype of the arithmetic, and its memory's read rate
+
+One step of the film critic on its own rollouts, as `rlhf_step` has it. Seconds are those of this process, measured
+once, after a warm-up: run it on an idle machine.
+
+    python -m benchmarks.floor
+    python -m benchmarks.floor --set train.kind=lora --dirty
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.figures import Book
+from benchmarks.harness import BENCH, arguments
+from benchmarks.inputs import SHORT, models
+from ppolite import PPO, load_recipe
+from ppolite.types import Rollout
+
+GIGA = 1e9
+
+
+@dataclass
+class Phase:
+    """What a phase took, and did."""
+
+    seconds: float = 0.0
+    executed: float = 0.0
+    needed: float = 0.0
+    usual: float = 0.0
+
+
+@dataclass
+class Shape:
+    """Operations (multiplications and additions) of a token, forward."""
+
+    layer: float
+    head: float
+    layers: int
+    split: int
+    width: int
+    """Attention: 4 × this for each token looked at, in each layer."""
+
+    @classmethod
+    def of(cls, ppo: PPO) -> Shape:
+        model: Any = ppo.opened.model
+        config, decoder = model.config, model.base_model
+        weights = sum(p.numel() for p in decoder.layers[-1].parameters() if p.ndim > 1)
+        return cls(
+            2.0 * weights,
+            2.0 * config.vocab_size * config.hidden_size,
+            config.num_hidden_layers,
+            ppo.roles.trunk.split,
+            config.num_attention_heads
+            * getattr(config, "head_dim", config.hidden_size // config.num_attention_heads),
+        )
+
+    @property
+    def top(self) -> float:
+        return self.layer * (self.layers - self.split)
+
+    @property
+    def whole(self) -> float:
+        return self.layer * self.layers
+
+
+@dataclass
+class Tokens:
+    """How many there are in a round."""
+
+    shared: int
+    own: int
+    """Of the prompts behind their shared front, and of the responses."""
+    responses: int
+    rows: int
+    padded_prompt: int
+    padded_response: int
+
+    @classmethod
+    def of(cls, rollouts: list[Rollout], shared: int, longest: int) -> Tokens:
+        own = sum(len(r.prompt_ids) - shared + len(r.response_ids) for r in rollouts)
+        return cls(
+            shared,
+            own,
+            sum(len(r.response_ids) for r in rollouts),
+            len(rollouts),
+            max(len(r.prompt_ids) for r in rollouts),
+            longest,
+        )
+
+
+def needed(shape: Shape, t: Tokens, updates: int, *, weight_grads: bool) -> dict[str, float]:
+    """Of each phase: attention left out, which is a few percent at these lengths."""
+    tokens = t.own + t.shared
+    learn = shape.top * (3 if weight_grads else 2)
+    return {
+        "generate": tokens * shape.whole + t.responses * shape.head,
+        "score": tokens * shape.whole,  # the bottom is every role's; the reward model's top
+        "prepare": tokens * 3 * shape.top + t.responses * 2 * shape.head,  # π_old, π_ref, V
+        # The head is frozen: its forward, and the gradient that it hands down.
+        "update": updates * (t.own * 2 * learn + t.responses * 2 * shape.head),
+    }
+
+
+def usual(shape: Shape, t: Tokens, updates: int) -> dict[str, float]:
+    """Four whole models, all trained, rows padded to the longest, logits for prompt and response."""
+    padded = t.rows * (t.padded_prompt + t.padded_response)
+    both = padded * (shape.whole + shape.head)
+    return {
+        "generate": padded * shape.whole + t.rows * t.padded_response * shape.head,
+        "score": padded * shape.whole,
+        "prepare": 2 * both + padded * shape.whole,
+        "update": updates * 3 * (both + padded * shape.whole),
+    }
+
+
+@contextmanager
+def measured(phase: Phase, *, count: bool) -> Iterator[None]:
+    """Time a phase, or count its operations: counting takes time itself."""
+    if count:
+        with FlopCounterMode(display=False) as counter:
+            yield
+        phase.executed += counter.get_total_flops()
+        return
+    started = time.perf_counter()
+    yield
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    phase.seconds += time.perf_counter() - started
+
+
+def step(ppo: PPO, phases: dict[str, Phase], *, count: bool) -> list[Rollout]:
+    """One step, each phase measured."""
+    prompts = ppo.next_prompts()
+    with measured(phases["generate"], count=count):
+        rollouts = ppo.generate(prompts)
+    with measured(phases["score"], count=count):
+        scores = ppo.score(rollouts)
+    with measured(phases["prepare"], count=count):
+        experience, seqs = ppo.prepare(rollouts, scores)
+    with measured(phases["update"], count=count):
+        ppo.learn(experience, seqs)
+    return rollouts
+
+
+def fastest(work: Callable[[], object], seconds: float = 3.0) -> float:
+    """Calls a second, of the best tenth of so many seconds."""
+    work()
+    took: list[float] = []
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end or len(took) < 5:
+        started = time.perf_counter()
+        work()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        took.append(time.perf_counter() - started)
+    return 1 / sorted(took)[len(took) // 10]
+
+
+def ceilings(dtype: torch.dtype, device: torch.device, shape: Shape) -> dict[str, float]:
+    """GFLOP/s of matrix products of several sizes, and GB/s of reading."""
+    found: dict[str, float] = {}
+    D = shape.width
+    for name, (m, k, n) in {
+        "2048 × 2048 × 2048": (2048, 2048, 2048),
+        f"512 × {D} × {3 * D} (a layer, a micro-batch)": (512, D, 3 * D),
+        f"32 × {D} × {3 * D} (a layer, a decoded token)": (32, D, 3 * D),
+    }.items():
+        a, b = (torch.randn(s, device=device, dtype=dtype) for s in ((m, k), (k, n)))
+        found[f"{name}, GFLOP/s"] = fastest(lambda a=a, b=b: a @ b) * 2 * m * k * n / GIGA
+    x = torch.randn(2**26, device=device)
+    found["reading, GB/s"] = fastest(x.sum) * x.numel() * 4 / GIGA
+    return found
+
+
+def main() -> None:
+    parser = arguments(__doc__)
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="of the recipe")
+    parser.add_argument("--recipe", default="film")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    book = Book("floor", args)
+    models(BENCH, SHORT)
+    ppo = PPO(load_recipe(args.recipe, [*args.set, "ppo.min_rm_accuracy=0"]), BENCH)
+    shape = Shape.of(ppo)
+    names = ("generate", "score", "prepare", "update")
+    phases = {name: Phase() for name in names}
+    step(ppo, {name: Phase() for name in names}, count=False)  # warm-up
+    step(ppo, phases, count=False)
+    rollouts = step(ppo, phases, count=True)
+    _, seqs = ppo.last
+    config = ppo.config
+    tokens = Tokens.of(rollouts, seqs.prefix_P.numel(), config.max_new_tokens)
+    least = needed(shape, tokens, config.epochs, weight_grads=ppo.recipe.train.kind != "lora")
+    most = usual(shape, tokens, config.epochs)
+    for name, phase in phases.items():
+        phase.needed, phase.usual = least[name], most[name]
+    tops = ceilings(ppo.opened.dtype, ppo.opened.device, shape)
+    report(book, args, phases, tokens, tops)
+
+
+def report(
+    book: Book, args: argparse.Namespace, phases: dict[str, Phase], tokens: Tokens, tops: dict[str, float]
+) -> None:
+    best = max(value for name, value in tops.items() if name.endswith("GFLOP/s"))
+    print(
+        f"{tokens}\n{'':10}{'s':>7}{'executed':>11}{'needed':>9}{'usual':>9}   TFLOP{'GFLOP/s':>10}{'of ceiling':>12}"
+    )
+    total = Phase()
+    for name, phase in [*phases.items(), ("step", total)]:
+        if phase is not total:
+            for key in vars(phase):
+                setattr(total, key, getattr(total, key) + getattr(phase, key))
+        rate = phase.executed / phase.seconds / GIGA
+        print(
+            f"{name:10}{phase.seconds:7.2f}{phase.executed / 1e12:11.3f}{phase.needed / 1e12:9.3f}"
+            f"{phase.usual / 1e12:9.3f}{rate:18.1f}{rate / best:12.0%}"
+        )
+    for name, value in tops.items():
+        print(f"{name}: {value:.1f}")
+    book.keep(
+        "film, one step",
+        phases={name: vars(phase) for name, phase in [*phases.items(), ("step", total)]},
+        tokens=vars(tokens),
+        ceilings=tops,
+        settings=args.set,
+    )
+
+
+if __name__ == "__main__":
+    main()
