@@ -162,13 +162,14 @@ def test_places_are_filled_while_prompts_wait() -> None:
     assert Counter(batches)[4] >= len(batches) - 9
 
 
+@pytest.mark.parametrize("look_every", [1, 4])
 @pytest.mark.parametrize("name", ["gpt2", "neox", "mistral"])
 @torch.no_grad()
-def test_up_to_the_last_position(name: str) -> None:
+def test_up_to_the_last_position(name: str, look_every: int) -> None:
     """GPT-2 has 64 learned positions, and a 65th would be an error."""
     model = tiny.model(name)
     rows = [[6 + i % 30 for i in range(54)], [7, 8]]
-    made = generator(Body.of(model, 0))
+    made = generator(Body.of(model, 0), max_rows=1 if look_every > 1 else 2, look_every=look_every)
     for order in (rows, rows[::-1]):
         rollouts = made.generate(prompts_of(order), Sampling(10), seed=0)
         assert [len(r.response_ids) for r in rollouts] == [10, 10]
