@@ -22,7 +22,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
@@ -34,6 +34,8 @@ from transformers.pytorch_utils import Conv1D
 from ppolite.models.sequences import Sequences
 from ppolite.ops.logprobs import token_logprobs
 from ppolite.types import UserError
+
+M = TypeVar("M", bound=nn.Module)
 
 
 def decoder_of(model: PreTrainedModel) -> PreTrainedModel:
@@ -90,11 +92,11 @@ class _Skip(nn.Module):
         return hidden_states if self.h is None else self.h
 
 
-def view(decoder: PreTrainedModel, modules: dict[str, Any]) -> PreTrainedModel:
-    """The same decoder with some children exchanged; parameters are shared, nothing is copied."""
-    other = copy.copy(decoder)
-    other.__dict__ = dict(decoder.__dict__)
-    other._modules = {**decoder._modules, **modules}
+def view(module: M, children: dict[str, Any]) -> M:
+    """The same module with some children exchanged; parameters are shared, nothing is copied."""
+    other = copy.copy(module)
+    other.__dict__ = dict(module.__dict__)
+    other._modules = {**module._modules, **children}
     return other
 
 
@@ -276,13 +278,17 @@ class Body(nn.Module):
         rows = seqs.mask_BR.nonzero()[:, 0]
         return hidden[place_BT[rows, columns]]
 
+    @torch.no_grad()
     def logits(self, hidden_BD: Tensor) -> Tensor:
-        """Logits [B, V] of the head in float32, soft cap applied."""
+        """Logits [B, V] of the head, at least float32, soft cap applied. For drawing: no gradient."""
         (head,) = self._applied_head
         with arithmetic(hidden_BD.device, self.dtype):
-            logits_BV = wide(head(hidden_BD))
+            # W hᵀ and not h Wᵀ: for a few rows and a large vocabulary MKL takes 0.5 to 0.8 of the time.
+            logits_BV = wide((head.weight @ hidden_BD.T).T.contiguous())
+        if getattr(head, "bias", None) is not None:
+            logits_BV.add_(head.bias)
         cap = self._softcap
-        return logits_BV if cap is None else cap * torch.tanh(logits_BV / cap)
+        return logits_BV if cap is None else logits_BV.div_(cap).tanh_().mul_(cap)
 
     @property
     def _softcap(self) -> float | None:

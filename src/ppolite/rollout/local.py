@@ -1,91 +1,79 @@
-"""Draw responses with the policy itself: prefill, then one token a row at a time.
+"""Draw responses with the policy itself: run the last token of every live row, draw the next, again and again.
 
-Rows that ended leave the batch, and the front that all prompts share is run once. Each row has its own stream
-of uniform numbers, derived from its prompt, so that what a prompt is answered depends neither on its
-neighbours nor on the batch size nor on the order (but for float rounding at the border between two tokens).
+    Waiting      prompts in the order of their length, run by the group before they are needed   (prefill.py)
+    SlotCache    a place for each of up to `max_rows` rows, whatever their age                   (models/slots.py)
+    plain        the policy as it is at the call, its adapters merged                            (models/plain.py)
+    draw         tokens and log-probs from logits                                                (draw.py)
 
-Left out: continuous refilling of freed rows and CUDA graphs.
+A row that ended gives its place to a waiting prompt at once; when none waits, the last row moves into the gap, so that
+the batch is as large as there is work. Each row has its own stream of uniform numbers, derived from its prompt, so
+that what a prompt is answered depends neither on its neighbours nor on the batch size nor on when its turn came
+(but for float rounding at the border between two tokens).
 
-Axes: B live rows, P shared prefix, S ragged rest of the prompts (left-padded), V vocabulary.
+The host looks at the tokens after every step on a CPU, where it costs nothing, and after every eighth on a GPU, which
+need not wait for it in between: a row that ends there runs on for up to seven tokens that are thrown away.
+
+Left out: CUDA graphs and compiled steps, untried for want of a GPU.
+
+Axes: B live rows, k tokens between two looks, N prompts, R response tokens.
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedConfig, PreTrainedTokenizerBase
+from torch.nn.utils.rnn import pad_sequence
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ppolite.data.chat import encode_prompt
 from ppolite.models.body import Body, arithmetic, last_hidden
-from ppolite.ops.packing import common_prefix
+from ppolite.models.plain import plain
+from ppolite.models.slots import SlotCache
+from ppolite.rollout.draw import draw, uniforms
+from ppolite.rollout.prefill import Waiting
 from ppolite.types import Finish, Prompt, Rollout, Sampling
 
 
-def draw(logits_BV: Tensor, uniform_B: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
-    """Tokens [B] by inversion of the distribution function at `uniform_B`, and their log-probs [B], nats.
-
-    The distribution is softmax(logits / temperature), cut to the smallest set of tokens that holds `top_p`.
-    """
-    logp_BV = (logits_BV / sampling.temperature).log_softmax(-1)
-    if sampling.top_p < 1:
-        sorted_BV, order_BV = logp_BV.sort(-1, descending=True)
-        before_BV = sorted_BV.exp().cumsum(-1) - sorted_BV.exp()
-        sorted_BV = sorted_BV.masked_fill(before_BV >= sampling.top_p, -torch.inf).log_softmax(-1)
-        logp_BV = torch.full_like(logp_BV, -torch.inf).scatter(1, order_BV, sorted_BV)
-    cdf_BV = logp_BV.exp().cumsum(-1)
-    token_B1 = torch.searchsorted(cdf_BV, uniform_B[:, None] * cdf_BV[:, -1:], right=True)
-    # Rounding may leave u·total at the very top, past the last token of non-zero mass.
-    last_B1 = (cdf_BV < cdf_BV[:, -1:]).sum(-1, keepdim=True).clamp(max=cdf_BV.shape[-1] - 1)
-    token_B1 = torch.minimum(token_B1, last_B1)
-    return token_B1[:, 0], logp_BV.gather(1, token_B1)[:, 0]
-
-
-def uniforms(ids: Sequence[Sequence[int]], count: int, seed: int) -> Tensor:
-    """Numbers in [0, 1) for each row, [N, count]; they depend on the seed, its ids, and which copy it is."""
-    copies: Counter[tuple[int, ...]] = Counter()
-    uniform_NR = torch.empty(len(ids), count)
-    for i, row in enumerate(map(tuple, ids)):
-        digest = hashlib.blake2b(repr((seed, copies[row], row)).encode(), digest_size=7).digest()
-        copies[row] += 1
-        stream = torch.Generator().manual_seed(int.from_bytes(digest, "little"))
-        uniform_NR[i] = torch.rand(count, generator=stream)
-    return uniform_NR
-
-
-def _sees_all(config: PreTrainedConfig) -> bool:
-    """Whether every layer attends to everything.
-
-    A window counts cache slots: padding between the shared prefix and a row's rest would use some up.
-    """
-    kinds = getattr(config, "layer_types", None) or getattr(config, "attention_layers", None)
-    if kinds is not None:
-        return set(kinds) <= {"full_attention", "global"}
-    return getattr(config, "sliding_window", None) is None
-
-
 @dataclass
-class _Rows:
-    """The live rows of one batch: who they are, their last token, mask and position."""
+class _Row:
+    """A response that is being drawn."""
 
-    index: list[int]
-    mask_BT: Tensor
-    position_B: Tensor
-    cache: DynamicCache
+    prompt: int
+    """Its index in the call."""
+    prompt_ids: list[int]
+    uniform_R: Tensor
+    """Its own numbers, as many as it may have tokens."""
+    tokens: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    ended: bool = False
 
-    def keep(self, alive: list[int]) -> None:
-        pick = torch.tensor(alive, device=self.mask_BT.device)
-        self.index = [self.index[i] for i in alive]
-        self.mask_BT, self.position_B = self.mask_BT[pick], self.position_B[pick]
-        self.cache.batch_select_indices(pick)
+    @property
+    def last(self) -> int:
+        """The token to be run next."""
+        return (self.tokens or self.prompt_ids)[-1]
+
+    @property
+    def position(self) -> int:
+        """Where that token stands."""
+        return len(self.prompt_ids) + len(self.tokens) - 1
+
+    def take(self, tokens: Sequence[int], logprobs: Sequence[float], stop_ids: frozenset[int]) -> None:
+        """Add what was drawn, up to the first stop token or the limit."""
+        for token, logprob in zip(tokens, logprobs, strict=True):
+            if not self.ended:
+                self.tokens.append(token)
+                self.logprobs.append(logprob)
+                self.ended = token in stop_ids or len(self.tokens) == len(self.uniform_R)
 
 
 class LocalGenerator:
-    """`Generator` over a body of this process. `version` counts the updates the policy has seen."""
+    """`Generator` over a body of this process. `version` counts the updates the policy has seen.
+
+    `look_every` is how many tokens are drawn before the host looks which rows have ended.
+    """
 
     def __init__(
         self,
@@ -94,95 +82,97 @@ class LocalGenerator:
         stop_ids: frozenset[int],
         *,
         max_rows: int = 64,
+        look_every: int | None = None,
         tick: Callable[[int], None] | None = None,
     ) -> None:
         self.body, self.tokenizer, self.stop_ids = body, tokenizer, stop_ids
         self.max_rows, self.tick = max_rows, tick
+        self.look_every = look_every or (1 if body.device.type == "cpu" else 8)
         self.version = 0
-        self._may_share = _sees_all(body.decoder.config)
 
-    @torch.no_grad()
     def generate(self, prompts: Sequence[Prompt], sampling: Sampling, *, seed: int) -> list[Rollout]:
         """One response for each prompt, in order; the same seed gives the same responses.
 
         A prompt that stands there several times is answered anew each time.
         """
         ids = [encode_prompt(self.tokenizer, p) for p in prompts]
-        uniform_NR = uniforms(ids, sampling.max_new_tokens, seed)
-        by_length = sorted(range(len(ids)), key=lambda i: len(ids[i]))
-        rollouts: list[Rollout | None] = [None] * len(ids)
-        for first in range(0, len(ids), self.max_rows):
-            batch = by_length[first : first + self.max_rows]
-            # One context for all tokens of a batch: autocast casts a trained weight once in it.
-            with arithmetic(self.body.device, self.body.dtype):
-                answers = self._batch([ids[i] for i in batch], uniform_NR[batch], sampling)
-            for i, (tokens, logprobs) in zip(batch, answers, strict=True):
-                rollouts[i] = self._rollout(prompts[i], ids[i], tokens, logprobs)
+        rollouts: dict[int, Rollout] = {}
+        # One context for the whole call: autocast casts a trained weight once in it.
+        with arithmetic(self.body.device, self.body.dtype):
+            for row in self._rows(ids, sampling, seed):
+                rollouts[row.prompt] = self._rollout(prompts[row.prompt], row)
                 if self.tick:
                     self.tick(1)
-        return [r for r in rollouts if r is not None]
+        return [rollouts[i] for i in range(len(prompts))]
 
-    def _rollout(self, prompt: Prompt, ids: list[int], tokens: list[int], logprobs: list[float]) -> Rollout:
-        finish: Finish = "stop" if tokens[-1] in self.stop_ids else "length"
-        shown = tokens[:-1] if finish == "stop" else tokens
+    def _rollout(self, prompt: Prompt, row: _Row) -> Rollout:
+        finish: Finish = "stop" if row.tokens[-1] in self.stop_ids else "length"
+        shown = row.tokens[:-1] if finish == "stop" else row.tokens
         text = str(self.tokenizer.decode(shown, skip_special_tokens=True))
-        return Rollout(prompt, ids, tokens, text, torch.tensor(logprobs), finish, self.version)
+        logprobs_R = torch.tensor(row.logprobs)
+        return Rollout(prompt, row.prompt_ids, row.tokens, text, logprobs_R, finish, self.version)
 
-    def _batch(
-        self, ids: list[list[int]], uniform_BR: Tensor, sampling: Sampling
-    ) -> list[tuple[list[int], list[float]]]:
-        device, decoder = self.body.device, self.body.whole
-        uniform_BR = uniform_BR.to(device)
-        rows, hidden_BD = self._prefill(ids)
-        out: list[tuple[list[int], list[float]]] = [([], []) for _ in ids]
-        for r in range(sampling.max_new_tokens):
-            token_B, logp_B = draw(self.body.logits(hidden_BD), uniform_BR[rows.index, r], sampling)
-            tokens = token_B.tolist()
-            for i, token, logp in zip(rows.index, tokens, logp_B.tolist(), strict=True):
-                out[i][0].append(token)
-                out[i][1].append(logp)
-            alive = [b for b, token in enumerate(tokens) if token not in self.stop_ids]
-            if not alive or r + 1 == sampling.max_new_tokens:
-                break
-            if len(alive) < len(tokens):
-                rows.keep(alive)
-                token_B = token_B[alive]
-            rows.mask_BT = torch.cat([rows.mask_BT, rows.mask_BT.new_ones(len(alive), 1)], 1)
-            rows.position_B = rows.position_B + 1
-            hidden_BD = last_hidden(
+    @torch.inference_mode()
+    def _rows(self, ids: list[list[int]], sampling: Sampling, seed: int) -> Iterator[_Row]:
+        """All rows, each as it ends."""
+        if not ids:
+            return
+        R = sampling.max_new_tokens
+        uniform_NR = uniforms(ids, R, seed)
+        decoder = plain(self.body)
+        waiting = Waiting(decoder, ids, self.body.device)
+        # The last token drawn is never run, so it needs no room.
+        room = max(map(len, ids)) + R - 1
+        cache = SlotCache(decoder.config, min(self.max_rows, len(ids)), room, self.body.dtype)
+        rows = [_Row(i, ids[i], uniform_NR[i]) for i in waiting.admit(cache, range(cache.rows))]
+        while rows:
+            self._extend(decoder, cache, rows, sampling)
+            yield from (row for row in rows if row.ended)
+            free = [place for place, row in enumerate(rows) if row.ended]
+            for place, i in zip(free, admitted := waiting.admit(cache, free), strict=False):
+                rows[place] = _Row(i, ids[i], uniform_NR[i])
+            if len(admitted) < len(free):
+                rows = _closed(rows, cache)
+
+    def _extend(
+        self, decoder: PreTrainedModel, cache: SlotCache, rows: Sequence[_Row], sampling: Sampling
+    ) -> None:
+        """Draw tokens for every row until the host looks again."""
+        device, head = self.body.device, self.body.logits
+        k = min(self.look_every, max(len(row.uniform_R) - len(row.tokens) for row in rows))
+        uniform_Bk = pad_sequence([row.uniform_R[len(row.tokens) :][:k] for row in rows], batch_first=True)
+        uniform_kB = uniform_Bk.T.to(device)
+        token_B = torch.tensor([row.last for row in rows], device=device)
+        position_B = torch.tensor([row.position for row in rows], device=device)
+        first, last = (extreme(row.position for row in rows) for extreme in (min, max))
+        drawn: list[tuple[Tensor, Tensor]] = []
+        for step in range(k):
+            # A row that has ended meanwhile goes on, within its own place, until the host looks.
+            at_B = (position_B + step).clamp(max=cache.length - 1)
+            cache.at(at_B, first + step, min(last + step, cache.length - 1))
+            hidden_B1D = last_hidden(
                 decoder,
                 input_ids=token_B[:, None],
-                attention_mask=rows.mask_BT,
-                position_ids=rows.position_B[:, None],
-                past_key_values=rows.cache,
+                attention_mask=cache.mask_BT,
+                position_ids=at_B[:, None],
+                past_key_values=cache,
                 use_cache=True,
-            )[:, 0]
-        return out
+            )
+            token_B, logp_B = draw(head(hidden_B1D[:, 0]), uniform_kB[step], sampling)
+            drawn.append((token_B, logp_B))
+        tokens_Bk, logprobs_Bk = (torch.stack(x, 1).tolist() for x in zip(*drawn, strict=True))
+        for row, tokens, logprobs in zip(rows, tokens_Bk, logprobs_Bk, strict=True):
+            row.take(tokens, logprobs, self.stop_ids)
 
-    def _prefill(self, ids: list[list[int]]) -> tuple[_Rows, Tensor]:
-        """Run the prompts; hidden state [B, D] of each one's last token."""
-        device, decoder = self.body.device, self.body.whole
-        B = len(ids)
-        P = common_prefix(ids) if self._may_share else 0
-        S = max(len(row) for row in ids) - P
-        cache = DynamicCache()
-        if P:
-            prefix_1P = torch.tensor([ids[0][:P]], device=device)
-            decoder(input_ids=prefix_1P, past_key_values=cache, use_cache=True)
-            cache.batch_repeat_interleave(B)
-        rest = [[0] * (S - len(row) + P) + row[P:] for row in ids]
-        length_B = torch.tensor([len(row) for row in ids], device=device)
-        pad_B = S + P - length_B
-        column_S = torch.arange(S, device=device)
-        mask_BT = torch.cat(
-            [torch.ones(B, P, dtype=torch.bool, device=device), column_S[None] >= pad_B[:, None]], 1
-        )
-        hidden_BSD = last_hidden(
-            decoder,
-            input_ids=torch.tensor(rest, device=device),
-            attention_mask=mask_BT,
-            position_ids=(P + column_S[None] - pad_B[:, None]).clamp(min=0),
-            past_key_values=cache,
-            use_cache=True,
-        )
-        return _Rows(list(range(B)), mask_BT, length_B - 1, cache), hidden_BSD[:, -1]
+
+def _closed(rows: Sequence[_Row], cache: SlotCache) -> list[_Row]:
+    """The live rows without gaps between them: the last ones have moved into the places of those that ended."""
+    live = list(rows)
+    count = sum(not row.ended for row in rows)
+    gaps = [place for place in range(count) if rows[place].ended]
+    sources = [place for place in range(count, len(rows)) if not rows[place].ended]
+    if gaps:
+        cache.move(sources, gaps)
+    for source, gap in zip(sources, gaps, strict=True):
+        live[gap] = live[source]
+    return live[:count]
