@@ -68,7 +68,7 @@ def test_whose_rollouts() -> None:
     assert ppo(behaviour="stale", stale_steps=0, weight_cap=1) == (0, 0, 0.0)
     assert ppo(behaviour="stale", stale_steps=3, objective="kl", penalty_target=0.1) == (3, 0, 0.0)
     assert ppo(behaviour="sft", objective="is") == (0, 256, 0.5)
-    assert ppo(behaviour="sft", sft_samples=32, ess_floor=0, on_low_ess="draw") == (0, 32, 0.0)
+    assert ppo(behaviour="sft", sft_samples=32, ess_floor=0) == (0, 32, 0.0)
 
 
 def test_a_recipe_cannot_be_changed() -> None:
