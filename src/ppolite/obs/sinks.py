@@ -28,6 +28,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.text import Text
 
+from ppolite.config.strict_json import loads
 from ppolite.types import UserError
 
 if TYPE_CHECKING:
@@ -154,21 +155,30 @@ def read_metrics(run_dir: str | Path) -> list[dict[str, Any]]:
     its last step. An unfinished last line is ignored.
     """
     path = Path(run_dir) / METRICS
-    if not path.exists():
+    try:
+        text = path.read_bytes()
+    except FileNotFoundError:
         return []
     rows: dict[tuple[str, int], dict[str, Any]] = {}
-    for number, line in enumerate(path.read_bytes().splitlines(keepends=True), 1):
+    for number, line in enumerate(text.splitlines(keepends=True), 1):
         if not line.endswith(b"\n"):
             break
         try:
-            row = json.loads(line)
-            key = row["stage"], row["step"]
-        except (ValueError, TypeError, KeyError) as error:
-            raise UserError(
-                f"{path} line {number} is not an object with 'stage' and 'step'; mend or delete that line"
-            ) from error
-        rows.setdefault(key, {}).update(row)
+            row = _sound(loads(line))
+        except ValueError as error:
+            raise UserError(f"{path} line {number} {error}; mend or delete that line") from error
+        rows.setdefault((row["stage"], row["step"]), {}).update(row)
     return list(rows.values())
+
+
+def _sound(row: Any) -> dict[str, Any]:
+    """A line as `MetricsLog` writes it, where names with a slash are metrics. Raises ValueError."""
+    if not isinstance(row, dict) or not isinstance(row.get("stage"), str) or type(row.get("step")) is not int:
+        raise ValueError("is not an object with 'stage' and 'step'")
+    for name, value in row.items():
+        if "/" in name and value is not None and not isinstance(value, int | float):
+            raise ValueError(f"has {str(value)!r:.40} for {name!r:.40}, which is not a number")
+    return row
 
 
 @contextmanager
