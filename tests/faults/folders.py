@@ -93,6 +93,7 @@ METRICS: dict[str, Content] = {
     "stopped without a share": '{"stage": "ppo", "step": 1, "stopped": true, "ess/share": "little"}\n',
     "5000 digits": f'{{"stage": "ppo", "step": {"9" * 5000}}}\n',
     "deep": "[" * 100_000 + "\n",
+    "score is endless": '{"stage": "ppo", "step": 1, "score/mean": 1' + "0" * 400 + "}\n",
     "UTF-16": '{"stage": "ppo", "step": 1}\n'.encode("utf-16"),
     "zeros": bytes(100) + b"\n",
     "broken UTF-8": b'{"stage": "\xff", "step": 1}\n',

@@ -306,7 +306,7 @@ CONTROL_TEXTS: dict[str, tuple[str, str]] = {
 
 def control_values() -> Iterator[tuple[str, str, dict[str, Any]]]:
     for key, annotation in leaves(Control):
-        if key not in ("envs.options", "env"):
+        if key not in ("envs.options", "env", "algorithm"):
             for name, value in _wrong(annotation):
                 yield key, name, put({"env": "X-v0"}, key, value)
 

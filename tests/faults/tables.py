@@ -249,6 +249,9 @@ FILES: dict[str, Content] = {
     ".jsonl": LINES,
 }  # fmt: skip
 
+ONE_PROMPT = ["one prompt.jsonl", "NUL.csv"]
+"""Every row is fine, but they leave nothing to hold out."""
+
 ABSENT = [
     "nowhere.jsonl", "no/such/folder/x.csv", "x.jsonl/y.jsonl", "~nobody-of-that-name/x.jsonl", "", ".", "..", "/", "~",
     "#", "#train", "x#y#z", "embedded:flim", "embedded:", "hub:", "hub:../..", "hub:#", "hub:/etc", "hub:a/b/c/d",
@@ -316,3 +319,8 @@ ROWS: dict[str, tuple[str, str]] = {
     "prompts: turns of a strange role": ("prompts", rows({"messages": [{"role": "\x1b[31m", "content": ""}]})),
     "prompts: all too long": ("prompts", rows(*[{"prompt": "film " * 99 + str(i)} for i in range(50)])),
 }  # fmt: skip
+SOUND_ROWS = [
+    "scores: all the same", "scores: too few", "prompts: one", "prompts: the same", "prompts: too few",
+    "prompts: all too long",
+]  # fmt: skip
+"""Each row is fine; together they are not enough for a run."""

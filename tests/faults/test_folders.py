@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +12,20 @@ import pyarrow.parquet as pq
 import pytest
 from tests.faults import folders, recipes
 from tests.faults.folders import linked, put
-from tests.faults.kit import Refuse
-from tests.world import World
+from tests.faults.kit import Refuse, check_sentence
+from tests.world import World, write_model
 
+from ppolite.data.candidates import read_candidates
+from ppolite.obs.run_files import Agreement, ControlEvaluation, Evaluation, Form, Rounds, read_json
 from ppolite.obs.token_view import load_rollouts
+from ppolite.rollout.sources.combine import Measured
+from ppolite.types import UserError
 
-READ = [name for name in folders.JSON if name != "loop"]
-"""Where a file may be missing, one that links to itself is."""
+SOME = ["cut", "list", "deep", "folder"]
+"""Of `folders.JSON`, all of which `test_every_form` reads."""
+FORMS = [Agreement, ControlEvaluation, Evaluation, Rounds, Measured]
 GROUPS = {
-    "eval.json": {**folders.JSON, **folders.EVAL},
+    "eval.json": {**{name: folders.JSON[name] for name in SOME}, **folders.EVAL},
     "metrics.jsonl": folders.METRICS,
 }
 
@@ -31,7 +37,17 @@ def test_report(file: str, name: str, finished_run: Path, refuse: Refuse, tmp_pa
     refuse(run / file, "report", run)
 
 
-@pytest.mark.parametrize("name", READ)
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("name", folders.JSON)
+def test_every_form(name: str, form: type[Form], tmp_path: Path) -> None:
+    path = tmp_path / "x.json"
+    put(path, folders.JSON[name])
+    with pytest.raises(UserError) as caught:
+        read_json(path, form, "delete it")
+    check_sentence(str(caught.value), path)
+
+
+@pytest.mark.parametrize("name", SOME)
 def test_run_with_a_broken_evaluation(name: str, finished_run: Path, refuse: Refuse, tmp_path: Path) -> None:
     run = linked(finished_run, tmp_path / "run")
     put(run / "eval.json", folders.JSON[name])
@@ -44,7 +60,7 @@ def test_run_with_a_broken_evaluation(name: str, finished_run: Path, refuse: Ref
 )
 @pytest.mark.parametrize(
     "name",
-    ["empty", "list", "no JSON", "unknown key", "half a recipe", "bomb", "folder", "loop", "UTF-16, little"],
+    ["empty", "no JSON", "unknown key", "half a recipe", "folder", "loop"],
 )
 def test_recipe(name: str, command: str, finished_run: Path, refuse: Refuse, tmp_path: Path) -> None:
     texts = {
@@ -52,7 +68,6 @@ def test_recipe(name: str, command: str, finished_run: Path, refuse: Refuse, tmp
         "no JSON": "{",
         "unknown key": "seedd: 1\n",
         "half a recipe": "ppo: {steps: 3}\n",
-        "bomb": recipes.NO_YAML["a billion values"],
         "folder": folders.a_folder,
         "loop": folders.a_loop,
     }
@@ -62,7 +77,7 @@ def test_recipe(name: str, command: str, finished_run: Path, refuse: Refuse, tmp
     refuse((run / "recipe.yaml", run), command, run, *more)
 
 
-@pytest.mark.parametrize("name", {**folders.JSON, **folders.AGREEMENT})
+@pytest.mark.parametrize("name", [*SOME, *folders.AGREEMENT])
 def test_agreement(name: str, world: World, finished_run: Path, refuse: Refuse, tmp_path: Path) -> None:
     run = linked(finished_run, tmp_path / "run", "reward")
     (run / "policy").unlink()
@@ -70,7 +85,7 @@ def test_agreement(name: str, world: World, finished_run: Path, refuse: Refuse, 
     refuse(run / "reward" / "agreement.json", "ppo", run)
 
 
-@pytest.mark.parametrize("name", [*READ, *folders.ROUNDS])
+@pytest.mark.parametrize("name", [*SOME, *folders.ROUNDS])
 def test_rounds(name: str, finished_run: Path, refuse: Refuse, tmp_path: Path) -> None:
     run = linked(finished_run, tmp_path / "run")
     content: Any = {**folders.JSON, **folders.ROUNDS}[name]
@@ -88,6 +103,15 @@ def test_score(name: str, refuse: Refuse, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", folders.CANDIDATES)
+def test_candidates(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "c.jsonl"
+    put(path, folders.CANDIDATES[name])
+    with pytest.raises(UserError) as caught:
+        read_candidates(path)
+    check_sentence(str(caught.value), path)
+
+
+@pytest.mark.parametrize("name", ["empty", "score is text", "name twice", "folder"])
 def test_iterate(name: str, world: World, finished_run: Path, refuse: Refuse, tmp_path: Path) -> None:
     run = tmp_path / "run"
     (run / "round-1").mkdir(parents=True)
@@ -99,19 +123,40 @@ def test_iterate(name: str, world: World, finished_run: Path, refuse: Refuse, tm
     refuse(run / "round-1" / "candidates.jsonl", "iterate", recipe, "--out", run)
 
 
-@pytest.mark.parametrize("part", ["sft", "policy", "reward"])
-@pytest.mark.parametrize("name", folders.WEIGHTS)
+@pytest.mark.parametrize(
+    ("part", "name"),
+    [*(("policy", name) for name in folders.WEIGHTS), *(product(["sft", "reward"], ["empty", "pickle"]))],
+)
 def test_weights(name: str, part: str, finished_run: Path, refuse: Refuse, tmp_path: Path) -> None:
     run = linked(finished_run, tmp_path / "run", part)
     put(run / part / "model.safetensors", folders.WEIGHTS[name])
     refuse(run / part, "eval", run)
 
 
+@pytest.mark.parametrize("part", ["sft", "policy", "reward"])
+def test_files_where_models_should_be(part: str, finished_run: Path, refuse: Refuse, tmp_path: Path) -> None:
+    run = linked(finished_run, tmp_path / "run")
+    for content in ("", folders.a_folder):
+        put(run / part, content)
+        refuse(run / part, "eval", run)
+
+
+TEMPLATES = [
+    "{{ messages + 1 }}", "{% for m in", "{{ nothing.of.that() }}", "{{ raise_exception('no') }}", "{{ 1 / 0 }}",
+    "{% for i in range(10 ** 9) %}x{% endfor %}", "{{ ().__class__.__bases__[0].__subclasses__() }}",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_chat_templates(template: str, world: World, refuse: Refuse, tmp_path: Path) -> None:
+    model = write_model(tmp_path / "model")
+    (model / "chat_template.jinja").write_text(template)
+    refuse(("row", model, "chat template"), "sft", world.recipe_file(tmp_path / "r.yaml", model=str(model)))
+
+
 @pytest.mark.parametrize("file", ["config.json", "tokenizer.json", "tokenizer_config.json"])
-@pytest.mark.parametrize("name", folders.JSON)
+@pytest.mark.parametrize("name", ["empty", "list", "null", "deep", "UTF-16"])
 def test_model_files(name: str, file: str, finished_run: Path, refuse: Refuse, tmp_path: Path) -> None:
-    if file == "tokenizer_config.json" and name in ("folder", "loop"):
-        pytest.skip("transformers does without it")
     run = linked(finished_run, tmp_path / "run", "sft")
     put(run / "sft" / file, folders.JSON[name])
     refuse(run / "sft", "eval", run)
@@ -125,7 +170,7 @@ def test_rollouts_are_left_out_with_a_word(name: str, tmp_path: Path) -> None:
     assert complaints[0].startswith("step-00001.parquet was left out: ")
 
 
-@pytest.mark.parametrize("name", READ)
+@pytest.mark.parametrize("name", SOME)
 def test_samples(name: str, world: World, trained: Path, refuse: Refuse, tmp_path: Path) -> None:
     (trained / "rollouts").mkdir()
     put(trained / "rollouts" / "sft.jsonl", folders.JSON[name])
@@ -133,7 +178,7 @@ def test_samples(name: str, world: World, trained: Path, refuse: Refuse, tmp_pat
     refuse(trained / "rollouts" / "sft.jsonl", "ppo", recipe, "--out", trained)
 
 
-@pytest.mark.parametrize("name", folders.JSON)
+@pytest.mark.parametrize("name", SOME)
 def test_units(name: str, world: World, trained: Path, refuse: Refuse, tmp_path: Path) -> None:
     (tmp_path / "w.py").write_text("def f(responses): return [len(r) for r in responses]\n")
     source = {"kind": "function", "function": f"{tmp_path / 'w.py'}:f", "shift": None}
@@ -157,26 +202,20 @@ def control_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def control_cases() -> list[tuple[str, str]]:
-    groups = {
-        "eval.json": {**folders.JSON, **folders.CONTROL_EVAL},
-        "metrics.jsonl": folders.METRICS,
-        "policy/policy.json": {**folders.JSON, **folders.SHEETS},
-        "policy/model.safetensors": folders.WEIGHTS,
-    }
-    return [(file, name) for file, group in groups.items() for name in group]
+CONTROL: dict[str, dict[str, Any]] = {
+    "eval.json": {**{name: folders.JSON[name] for name in SOME}, **folders.CONTROL_EVAL},
+    "metrics.jsonl": {
+        name: folders.METRICS[name] for name in ("no JSON", "step is text", "score is text", "folder")
+    },
+    "policy/policy.json": {**folders.JSON, **folders.SHEETS},
+    "policy/model.safetensors": folders.WEIGHTS,
+}
 
 
-@pytest.mark.parametrize(("file", "name"), control_cases())
+@pytest.mark.parametrize(("file", "name"), [(f, name) for f, group in CONTROL.items() for name in group])
 def test_control_run(file: str, name: str, control_run: Path, refuse: Refuse, tmp_path: Path) -> None:
     run = linked(control_run, tmp_path / "run", "policy")
-    group: dict[str, Any] = {
-        "eval.json": {**folders.JSON, **folders.CONTROL_EVAL},
-        "metrics.jsonl": folders.METRICS,
-        "policy/policy.json": {**folders.JSON, **folders.SHEETS},
-        "policy/model.safetensors": folders.WEIGHTS,
-    }[file]
-    content: Any = group[name]
+    content = CONTROL[file][name]
     if isinstance(content, dict) and content:
         content = json.loads((control_run / file).read_text()) | content
     put(run / file, content)

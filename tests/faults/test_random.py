@@ -90,7 +90,7 @@ def test_sound_files_with_wounds(ending: str, data: st.DataObject, tmp_path: Pat
 
 
 @pytest.mark.parametrize("read", [read_examples, read_scored, read_preferences, read_rankings, read_prompts])
-@quick
+@settings(quick, max_examples=30)
 @given(made=st.lists(row, min_size=1, max_size=4), plain=st.booleans())
 def test_any_rows(read: Any, made: list[Any], plain: bool, tmp_path: Path) -> None:
     path = tmp_path / "x.jsonl"

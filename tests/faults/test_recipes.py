@@ -8,29 +8,37 @@ import pytest
 from tests.faults import recipes
 from tests.faults.kit import Refuse, check_sentence
 
-from ppolite.config import load_recipe
-from ppolite.control.config import load_control
+from ppolite.config import parse_recipe
+from ppolite.control.config import parse_control
 from ppolite.types import UserError
 
 SECRET = "s3cret"
 
 
-@pytest.mark.parametrize("command", ["recipe", "run", "control"])
 @pytest.mark.parametrize("name", recipes.NO_YAML)
-def test_what_is_no_recipe(name: str, command: str, refuse: Refuse, tmp_path: Path) -> None:
+def test_what_is_no_recipe(name: str, refuse: Refuse, tmp_path: Path) -> None:
     text, path = recipes.NO_YAML[name], tmp_path / "r.yaml"
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
-    refuse(path, command, path)
+    refuse(path, "recipe", path)
 
 
-def test_wrong_values_of_every_key(tmp_path: Path) -> None:
-    path, count = tmp_path / "r.yaml", 0
-    for load, cases in ((load_recipe, recipes.wrong_values()), (load_control, recipes.control_values())):
+@pytest.mark.parametrize("command", ["run", "sft", "reward", "ppo", "iterate", "sample", "control"])
+@pytest.mark.parametrize(
+    "name", ["empty", "list", "latin 1", "key twice", "a billion values", "Python object"]
+)
+def test_what_is_no_recipe_for_every_command(name: str, command: str, refuse: Refuse, tmp_path: Path) -> None:
+    text, path = recipes.NO_YAML[name], tmp_path / "r.yaml"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    refuse(path, command, path, *(["--to", tmp_path / "c.jsonl"] if command == "sample" else []))
+
+
+def test_wrong_values_of_every_key() -> None:
+    count = 0
+    for check, cases in ((parse_recipe, recipes.wrong_values()), (parse_control, recipes.control_values())):
         for key, _, tree in cases:
-            path.write_text(recipes.text_of(tree))
             with pytest.raises(UserError) as caught:
-                load(str(path))
-            said = check_sentence(str(caught.value), path)
+                check(tree, where="r.yaml")
+            said = check_sentence(str(caught.value), "r.yaml")
             section, _, last = key.rpartition(".")
             # A validator of the whole section names the section before the key.
             assert f"`{key}" in said or f"{section}: `{last}`" in said, (key, said)

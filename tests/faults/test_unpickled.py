@@ -99,7 +99,8 @@ def test_a_whole_run_beside_pickles(world: World, unpickled: list[str], tmp_path
         tmp_path / "r.yaml", model=str(model), sft__data__path=str(data / "examples.jsonl"), reward__epochs=1,
         ppo__steps=1, ppo__min_rm_accuracy=0,
     )  # fmt: skip
-    assert main(["run", str(recipe), "--out", str(tmp_path / "out")]) == 0
+    out = ["--out", str(tmp_path / "out")]
+    assert [main([stage, str(recipe), *out]) for stage in ("sft", "reward", "ppo")] == [0, 0, 0]
     for part in ("sft", "reward", "policy"):
         for name in PLACES:
             (tmp_path / "out" / part / name).write_bytes(bomb)

@@ -197,7 +197,7 @@ class Iteration:
         """`comparisons.jsonl`. Raises UserError where the reward model has learned from others, or for too few."""
         path, text = folder / "comparisons.jsonl", lines(known)
         if (folder / "reward").exists():
-            if not path.exists() or path.read_text(encoding="utf-8") != text:
+            if not path.exists() or path.read_bytes() != text.encode():
                 raise UserError(
                     f"{folder}: its reward model has learned from {path.name}, but the candidates' scores (or "
                     "reward.data) say something else now; put them back, or delete the rounds from this one on"

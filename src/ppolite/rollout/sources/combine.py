@@ -127,7 +127,7 @@ def measured_units(
 
 
 def _on_file(path: Path, wanted: Origin) -> dict[str, Norm] | None:
-    kept = read_json(path, _Measured, "delete it, so that it is measured anew")
+    kept = read_json(path, Measured, "delete it, so that it is measured anew")
     if kept is None:
         return None
     if kept["origin"] != wanted:
@@ -141,7 +141,7 @@ class _Unit(Form):
     scale: Annotated[FiniteFloat, Field(gt=0)]
 
 
-class _Measured(Form):
+class Measured(Form):
     """`reward_units.json`."""
 
     origin: dict[str, Any]
