@@ -33,7 +33,7 @@ from ppolite.obs.visible import visible
 from ppolite.types import UserError
 
 quick = settings(
-    max_examples=60, deadline=None, database=None, derandomize=True,
+    max_examples=40, deadline=None, database=None, derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )  # fmt: skip
 json_values = st.recursive(
