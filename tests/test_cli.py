@@ -520,6 +520,7 @@ def test_interrupt(world: World, ppolite: Run, tmp_path: Path, monkeypatch: pyte
 
 COMMANDS = [
     "demo",
+    "recipe",
     "run",
     "sft",
     "reward",

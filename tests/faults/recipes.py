@@ -259,7 +259,7 @@ SECRETS: dict[str, dict[str, Any]] = {
     "model with a login": {"model": "https://me:s3cret-s3cret@a.test/model"},
     "model with a token": {"model": "hf_s3crets3crets3crets3cret"},
     "token as a seed": {"seed": "hf_s3crets3crets3crets3cret"},
-    "token in a path": {"sft": {"data": {"path": "hub:sk-s3crets3crets3crets3cret"}}},
+    "token in a path": {"sft": {"data": {"path": "hub:sk-S3crets3crets3crets3cret"}}},
     "token as a column": {"sft": {"data": {**DATA, "columns": {"prompt": "ghp_s3crets3crets3crets3cret"}}}},
     "token in a pattern": {
         "ppo": {"prompts": DATA, "rewards": [{"kind": "format", "pattern": "AKIAS3CRETS3CRETS3CR"}]}
@@ -297,6 +297,7 @@ CONTROL_TEXTS: dict[str, tuple[str, str]] = {
     "more minibatches than steps": ("minibatches", "env: X-v0\nrollout: 1\nenvs: {count: 1}\n"),
     "negative seed": ("seed", "env: X-v0\nseed: -1\n"),
     "endless film": ("gif_seconds", "env: X-v0\nevaluation: {gif_seconds: .inf}\n"),
+    "a deviation beyond numbers": ("net.log_std", "env: X-v0\nnet: {log_std: 1.0e+9}\n"),
     "secret option": ("api_key", "env: X-v0\nenvs: {options: {api_key: s3cret}}\n"),
     "secret value": ("envs.options.x", "env: X-v0\nenvs: {options: {x: hf_s3crets3crets3crets3cret}}\n"),
     "options are a list": ("envs.options", "env: X-v0\nenvs: {options: [1]}\n"),

@@ -138,3 +138,33 @@ def test_other_nonsense_on_the_command_line(argv: list[str], capsys: pytest.Capt
     out, err = capsys.readouterr()
     assert "Traceback" not in out + err
     assert out + err
+
+
+@pytest.mark.parametrize("stage", ["sft", "reward"])
+def test_epochs_that_take_no_row(
+    stage: str, world: World, refuse: Refuse, trained: Path, tmp_path: Path
+) -> None:
+    recipe = world.recipe_file(tmp_path / "r.yaml", **{f"{stage}__epochs": 1e-9})
+    refuse("epochs is 1e-09", stage, recipe, "--out", trained)
+
+
+@pytest.mark.parametrize(
+    ("env", "settings"),
+    [
+        ("CartPole-v1", ["envs.options={render_mode: 3}"]),
+        ("CartPole-v1", ["envs.options={nonesuch: 1}"]),
+        ("CartPole-v1", ["net.log_std=0"]),
+        ("Pendulum-v1", ["optim.lr=1e308"]),
+        ("nonesuch_module:X-v0", []),
+        ("CartPole-v99", []),
+        ("a b", []),
+    ],
+)
+def test_environments(
+    env: str, settings: list[str], refuse: Refuse, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("gymnasium")
+    monkeypatch.chdir(tmp_path)
+    sets = [*settings, "minibatches=1", "epochs=1", "evaluation.gif_seconds=0", "evaluation.episodes=1"]
+    place = (env, "runs/", settings[0].split("=")[0] if settings else env)
+    refuse(place, "control", env, "--steps", "64", *(part for s in sets for part in ("--set", s)))

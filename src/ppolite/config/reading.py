@@ -106,9 +106,7 @@ def put(tree: dict[str, Any], key: str, value: Any) -> None:
     for parent in parents:
         child = tree.setdefault(parent, {})
         if not isinstance(child, dict):
-            raise UserError(
-                f"--set {_cut(key)}: `{parent}` is {_SHORT.repr(child)}, not a section; set `{parent}` as a whole"
-            )
+            raise UserError(f"--set {_cut(key)}: `{parent}` is no section; set it as a whole")
         tree = cast("dict[str, Any]", child)
     tree[last] = value
 

@@ -13,7 +13,8 @@ from typing import Any, cast
 from ppolite.types import UserError
 
 _TOKEN = re.compile(
-    r"\b(hf_|sk-|sk_live_|gh[oprsu]_|github_pat_|glpat-|xox[abprs]-|pypi-)[A-Za-z0-9_-]{16,}"
+    r"\b(hf_|sk_live_|gh[oprsu]_|github_pat_|glpat-|xox[abprs]-|pypi-AgE)[A-Za-z0-9_-]{20,}"
+    r"|\bsk-(?=[\w-]*\d)(?=[\w-]*[A-Z])[\w-]{24,}"  # and no folder called sk-learn-something
     r"|\bAKIA[A-Z0-9]{16}\b|\bAIza[A-Za-z0-9_-]{35}"
     r"|\beyJ[A-Za-z0-9_-]{10,}\.eyJ[A-Za-z0-9_-]{10,}"
     r"|\b[Bb]earer [A-Za-z0-9._~+/-]{16,}"

@@ -89,7 +89,7 @@ class Net(Section):
     """Between the layers."""
     shared: bool = False
     """One net with two heads, or two nets."""
-    log_std: float | None = None
+    log_std: float | None = Field(default=None, ge=-20, le=20)
     """Where the log of the action's standard deviation starts (box actions only); 0 when empty."""
 
 
@@ -324,7 +324,7 @@ def is_control_run(folder: Path) -> bool:
 def _known(name: object, where: str) -> None:
     if name not in ALGORITHMS:
         near = difflib.get_close_matches(str(name), ALGORITHMS, n=1, cutoff=0.3)
-        hint = f"did you mean {near[0]}? " if near else ""
+        hint = f"did you mean {near[0]}? There" if near else "there"
         raise UserError(
-            f"{where}: unknown algorithm {reprlib.repr(name)}; {hint}There are {', '.join(ALGORITHMS)}"
+            f"{where}: unknown algorithm {reprlib.repr(name)}; {hint} are {', '.join(ALGORITHMS)}"
         )

@@ -372,7 +372,10 @@ def batches(
 
 
 def count_batches(items: int, size: int, epochs: float) -> int:
+    """Raises UserError where `epochs` is so small a share that no row is trained on."""
     whole, part = divmod(round(items * epochs), items)
+    if not whole and not part:
+        raise UserError(f"epochs is {epochs:g}, which of {items} rows takes none; raise it")
     return whole * math.ceil(items / size) + math.ceil(part / size)
 
 
