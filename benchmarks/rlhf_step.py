@@ -68,7 +68,7 @@ def peer_side(setting: str, spec: dict[str, Any], overrides: list[str], told: di
     """TRL with the numbers of recipes/film.yaml."""
     recipe = load_recipe("film", overrides)
     assert recipe.ppo
-    lora = {"rank": recipe.train.lora_rank, "alpha": recipe.train.lora_alpha}
+    lora = {"rank": recipe.train.rank, "alpha": recipe.train.alpha}
     python = environment(".venv-oracles", PEER)
     return Side(
         PEER, setting, worker(python, "ppo_trl", ppo=recipe.ppo.model_dump(), lora=lora, **spec, **told)

@@ -81,7 +81,7 @@ def compare(
     def peer(setting: str, spec: dict[str, Any], more: list[str]) -> Side:
         recipe = load_recipe("film", [*args.set, *more])
         adam = getattr(recipe, stage).optim.model_dump()
-        lora = {"rank": recipe.train.lora_rank, "alpha": recipe.train.lora_alpha}
+        lora = {"rank": recipe.train.rank, "alpha": recipe.train.alpha}
         return Side(PEER, setting, worker(python, "train_trl", adam=adam, lora=lora, **spec, **told))
 
     if args.only != "best":

@@ -68,7 +68,7 @@ def test_whose_rollouts() -> None:
     assert ppo(behaviour="stale", stale_steps=0, weight_cap=1) == (0, 0, 0.0)
     assert ppo(behaviour="stale", stale_steps=3, objective="kl", penalty_target=0.1) == (3, 0, 0.0)
     assert ppo(behaviour="sft", objective="is") == (0, 256, 0.5)
-    assert ppo(behaviour="sft", sft_samples=32, ess_floor=0, on_low_ess="draw") == (0, 32, 0.0)
+    assert ppo(behaviour="sft", sft_samples=32, ess_floor=0) == (0, 32, 0.0)
 
 
 def test_a_recipe_cannot_be_changed() -> None:
@@ -267,3 +267,63 @@ def test_a_name_is_a_shipped_recipe_unless_a_file_has_it(
     assert recipe_path("film").name == "film.yaml"
     (tmp_path / "film").write_text("seed: 5\n")
     assert load_recipe("film").seed == 5
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "sk-learn-text-classifier-of-mine-2",
+        "hf_mirror/model",
+        "a/b@v2",
+        "embedded:film",
+        "https://a.test/x",
+        "key",
+    ],
+)
+def test_what_is_no_secret(text: str) -> None:
+    assert parse_recipe({"model": text}).model == text
+
+
+def test_a_section_given_in_part_keeps_its_other_defaults() -> None:
+    recipe = parse_recipe(
+        {"ppo": {"prompts": DATA, "optim": {"micro_batch_tokens": 64}, "critic": {"warmup": 0.5}}}
+    )
+    assert recipe.ppo is not None
+    assert (recipe.ppo.optim.lr, recipe.ppo.optim.schedule, recipe.ppo.optim.micro_batch_tokens) == (
+        3e-5,
+        "constant",
+        64,
+    )
+    assert (recipe.ppo.critic.lr, recipe.ppo.critic.schedule, recipe.ppo.critic.warmup) == (
+        5e-5,
+        "constant",
+        0.5,
+    )
+
+
+EMPTY = {
+    "train": {"kind": "layers"},
+    "sft": {"data": {"path": "a", "held_out": 0}},
+    "reward": {"data": {"path": "b"}, "kind": "pairs"},
+    "ppo": {"prompts": {"path": "c"}, "rewards": [FUNCTION]},
+    "checkpoint": {"every": 3},
+}
+
+
+def test_a_saved_recipe_loads_whatever_it_has_no_use_for(tmp_path: Path) -> None:
+    """All keys stand in it; those that others turn off are empty."""
+    recipe = parse_recipe(EMPTY)
+    save_recipe(recipe, tmp_path / "r.yaml")
+    assert load_recipe(tmp_path / "r.yaml") == recipe
+    assert recipe.train.rank == 16
+    assert recipe.sft is not None
+    assert (recipe.sft.look_every, recipe.sft.look_examples) == (10, 64)
+    assert recipe.ppo is not None
+    assert (recipe.ppo.kl.reaction, recipe.ppo.critic_start, recipe.ppo.least_accuracy) == (1000, "zero", 0.6)
+
+
+def test_a_control_recipe_is_sent_to_its_command(tmp_path: Path) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text("env: CartPole-v1\n")
+    with pytest.raises(UserError, match=rf"`ppolite control {path}` runs it"):
+        load_recipe(path)

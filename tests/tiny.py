@@ -34,6 +34,8 @@ from transformers import (
     Qwen3Config,
 )
 
+from ppolite.config import Train
+
 PAD, END, STOP, UNK, USER, BOT = range(6)
 SPECIAL = ["<pad>", "<end>", "<stop>", "<unk>", "<user>", "<bot>"]
 VOCAB = 40
@@ -103,6 +105,11 @@ def classifier(like: PreTrainedModel, *, seed: int = 1, changed_from: int = 0) -
         for p in [*layers[changed_from:].parameters(), made.score.weight]:
             p.add_(0.1 * torch.randn(p.shape, generator=stream))
     return made.eval().requires_grad_(False)
+
+
+def train(kind: str, **lora: float) -> Train:
+    """What is trained; adapters of rank 2, where there are adapters."""
+    return Train.model_validate({"kind": kind, **({"lora_rank": 2, **lora} if kind == "lora" else {})})
 
 
 def tokenizer() -> PreTrainedTokenizerFast:

@@ -9,8 +9,8 @@ once; this is the only file that imports ppolite inside functions, and a test ho
 
 from __future__ import annotations
 
-import errno
 import importlib.util
+import io
 import json
 import logging
 import os
@@ -24,8 +24,28 @@ from typing import Annotated, Any
 
 import tyro
 
-from ppolite.config import Data, Recipe, load_recipe, recipe_path
-from ppolite.control.config import control_recipe, is_control_run, load_control, load_control_run
+from ppolite.config import (
+    Data,
+    Recipe,
+    explained,
+    load_recipe,
+    read_tree,
+    recipe_origins,
+    recipe_path,
+    recipe_text,
+    run_folder,
+    shipped,
+)
+from ppolite.control.config import (
+    Control,
+    control_origins,
+    control_recipe,
+    is_control_run,
+    load_control,
+    load_control_run,
+)
+from ppolite.obs.refusal import refusal
+from ppolite.obs.visible import visible
 from ppolite.types import Interrupted, Sampling, UserError
 
 log = logging.getLogger("ppolite")
@@ -54,12 +74,16 @@ def _place(source: str, out: Path | None, overrides: tuple[str, ...]) -> _Place:
         if out is not None:
             raise UserError(f"{path}: is a run folder, which has its place; --out goes with a recipe file")
         return _Place(_run_recipe(path, overrides), path)
-    return _Place(load_recipe(path, overrides), out or Path("runs") / recipe_path(path).stem)
+    return _Place(load_recipe(path, overrides), out or run_folder(recipe_path(path).stem, source))
+
+
+def _run_recipe_exists(run_dir: Path) -> None:
+    if not (run_dir / "recipe.yaml").exists():
+        raise UserError(f"{run_dir}: no run folder (it has no recipe.yaml); `ppolite run RECIPE` makes one")
 
 
 def _run_recipe(run_dir: Path, overrides: tuple[str, ...] = ()) -> Recipe:
-    if not (run_dir / "recipe.yaml").exists():
-        raise UserError(f"{run_dir}: no run folder (it has no recipe.yaml); `ppolite run RECIPE` makes one")
+    _run_recipe_exists(run_dir)
     return load_recipe(run_dir / "recipe.yaml", overrides)
 
 
@@ -130,6 +154,43 @@ def _stage(stage: str, place: _Place, allow_changes: bool) -> dict[str, Any]:
     from ppolite.stages.run import run_stage
 
     return run_stage(stage, place.recipe, place.run_dir, allow_changes=allow_changes)
+
+
+@app.command(name="recipe")
+def recipe_(recipe: Recipe_, *, explain: bool = False, set: Set_ = ()) -> None:  # noqa: A002
+    """Print the resolved recipe as YAML, every key with its value; it is a recipe again.
+
+    Args:
+        recipe: A recipe (YAML) of language or control, the name of a shipped one (film, cartpole), or a run folder.
+        explain: Also print what each key means, its default, and where its value comes from.
+        set: Change a key of the recipe, for instance --set ppo.steps=20. May be repeated.
+    """
+    path = Path(recipe)
+    if path.is_dir():
+        _run_recipe_exists(path)
+        path = path / "recipe.yaml"
+    resolved: Recipe | Control
+    if _is_control(path):
+        resolved, origins = load_control(str(path), overrides=set), control_origins(str(path), set)
+        default = Control(env=resolved.env, algorithm=resolved.algorithm)
+    else:
+        resolved, origins, default = load_recipe(path, set), recipe_origins(path, set), Recipe()
+    if not explain:
+        print(recipe_text(resolved), end="")
+        return
+    from rich.console import Console
+
+    from ppolite.obs.recipe_view import recipe_view
+
+    console = Console(highlight=False)
+    view = recipe_view(explained(resolved, origins, default), min(console.width, 120))
+    console.print(view, soft_wrap=True, end="")
+
+
+def _is_control(path: Path) -> bool:
+    if path.is_file():
+        return "env" in read_tree(path, [])
+    return str(path) not in shipped() and control_recipe(str(path)) not in (None, path)
 
 
 @app.command
@@ -323,7 +384,7 @@ def eval_(run: Run_, *, json_: Annotated[bool, tyro.conf.arg(name="json")] = Fal
     check_unchanged(recipe, run)
     result = evaluate_run(recipe, run)
     if json_:
-        print(json.dumps({k: v for k, v in result.items() if k != "samples"}, ensure_ascii=False))
+        print(json.dumps({k: v for k, v in result.items() if k != "samples"}))
     else:
         _table(result)
 
@@ -373,7 +434,7 @@ def control(
     else:
         config = load_control(env, algorithm=algorithm, overrides=sets)
         name = control_recipe(env)
-        folder = out or Path("runs") / f"{name.stem if name else env}-{config.algorithm}-{config.seed}"
+        folder = out or run_folder(f"{name.stem if name else env}-{config.algorithm}-{config.seed}", env)
     if importlib.util.find_spec("gymnasium") is None:
         raise UserError(
             "`ppolite control` needs gymnasium, which is not installed; pip install 'ppolite[control]'"
@@ -423,7 +484,7 @@ class _Lines(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         mark = "warning: " if record.levelno >= logging.WARNING else ""
-        print(f"{mark}{record.getMessage()}", file=sys.stderr)
+        print(f"{mark}{visible(record.getMessage(), keep='')}", file=sys.stderr)
 
 
 @contextmanager
@@ -445,34 +506,36 @@ def _quiet() -> Iterator[None]:
         log.level, log.propagate = before
 
 
-_MENDABLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG}
-"""A full or read-only disk, missing rights, a name that is too long: nothing that a traceback would help with."""
+def _complain(what: str) -> int:
+    print(f"ppolite: {visible(what, keep='')}", file=sys.stderr)
+    return 2
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run a command; 0 when it worked, 2 for something the user can mend, 128 + the signal that stopped it."""
     about = "RLHF with PPO: supervised fine-tuning → reward model → PPO."
+    for stream in (sys.stdout, sys.stderr):  # a terminal that knows no “→” should not end the run
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         with _quiet():
             app.cli(prog="ppolite", description=about, args=argv)
+            sys.stdout.flush()
     except UserError as error:
-        print(f"ppolite: {error}", file=sys.stderr)
-        return 2
+        return _complain(str(error))
     except Interrupted as stop:
-        print(f"ppolite: {stop}", file=sys.stderr)
+        print(f"ppolite: {visible(str(stop), keep='')}", file=sys.stderr)
         return 128 + stop.signal
+    except BrokenPipeError:  # `ppolite recipe film | head`
+        sys.stdout = io.StringIO()
+        return 1
+    except OSError as error:
+        if not (told := refusal(error)):
+            raise
+        return _complain(told)
     except KeyboardInterrupt:
         print("ppolite: interrupted; finished stages are kept", file=sys.stderr)
         return 130
-    except OSError as error:
-        if error.errno not in _MENDABLE:
-            raise
-        where = f"{error.filename}: " if error.filename else ""
-        print(
-            f"ppolite: {where}{error.strerror}; mend that and start again: nothing that was done is lost",
-            file=sys.stderr,
-        )
-        return 2
     return 0
 
 

@@ -19,7 +19,7 @@ from pydantic import BaseModel
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ppolite.config import apply_override
+from ppolite.config import put, read_override
 from ppolite.control import envs as envs_module
 from ppolite.control import run as run_module
 from ppolite.control.config import Control, parse_control
@@ -155,7 +155,7 @@ def outcome(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Changes], Out
     def cached(text: str) -> Outcome:
         tree = json.loads(json.dumps(BASE))
         for key, value in json.loads(text).items():
-            apply_override(tree, f"{key}={json.dumps(value)}")
+            put(tree, *read_override(f"{key}={json.dumps(value)}"))
         return run(parse_control(tree), folder / str(next(numbers)))
 
     return lambda changes: cached(json.dumps(changes))

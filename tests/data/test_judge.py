@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from ppolite.data import judge
 from ppolite.data.judge import vader_judge
 from ppolite.types import UserError
 
@@ -23,3 +24,15 @@ def test_absent_package(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(UserError, match=r"pip install 'ppolite\[demo\]'"):
         vader_judge(["good"])
+
+
+def test_other_languages_are_no_judgement(caplog: pytest.LogCaptureFixture) -> None:
+    pytest.importorskip("vaderSentiment", reason="the [demo] extra is not installed")
+    judge._warn_once.cache_clear()
+    vader_judge(["A lovely café.", "Superb!", "数到三"])
+    assert not caplog.records
+    assert vader_judge(["很好的电影", "糟糕"]) == [0.0, 0.0]
+    vader_judge(["很好的电影"])
+    assert [record.getMessage()[:44] for record in caplog.records] == [
+        "evaluation.judge is vader, which knows Engli"
+    ]

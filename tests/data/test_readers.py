@@ -213,7 +213,7 @@ def test_nothing_usable_is_an_error_that_shows_the_first_row(file) -> None:
 def test_film_source_takes_no_columns() -> None:
     with pytest.raises(UserError, match="remove `columns`"):
         read_scored("embedded:film", {"score": "x"})
-    with pytest.raises(UserError, match="text_format"):
+    with pytest.raises(UserError, match="remove `plain`"):
         read_prompts("embedded:film", plain=True)
     with pytest.raises(UserError, match="holds scores"):
         read_preferences("embedded:film")

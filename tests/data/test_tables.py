@@ -87,7 +87,7 @@ def test_csv_fields_beyond_the_header(tmp_path: Path) -> None:
         ("a.json", b"[]", "empty"),
         ("a.json", b"{", "not JSON"),
         ("a.json", b'{"a": 1}', "expected a list"),
-        ("a.json", b"\xff\xfe", "not JSON in UTF-8"),
+        ("a.json", b"\xff\xfe", "not UTF-8"),
         ("a.csv", b"", "empty"),
         ("a.csv", b"a,b\n", "empty"),
         ("a.csv", b"a,a\n1,2\n", "'a' twice"),
@@ -110,5 +110,8 @@ def test_absent_sources(tmp_path: Path) -> None:
         read_rows(str(tmp_path / "review.jsonl"))
     with pytest.raises(UserError, match="save_to_disk"):
         read_rows(str(tmp_path))
-    with pytest.raises(UserError, match="no/such/thing could not be loaded"):
-        read_rows("hub:no/such/thing")
+    with pytest.raises(UserError, match="nobody/nothing could not be loaded"):
+        read_rows("hub:nobody/nothing")
+    for name in ("no/such/thing", "../..", "/etc", "", "#train", "a b"):
+        with pytest.raises(UserError, match="no name on the hub"):
+            read_rows(f"hub:{name}")

@@ -12,7 +12,6 @@ from tests import tiny
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from ppolite.config import Train
 from ppolite.models.body import Body
 from ppolite.models.export import replaced, save_adapter, save_policy, save_reward
 from ppolite.models.load import load_causal, load_reward
@@ -36,7 +35,7 @@ def trained(name: str, kind: str, split: int) -> tuple[Any, Trunk, Body, Any]:
     torch.manual_seed(0)  # an adapter starts from torch's global stream
     model = tiny.model(name)
     trunk = Trunk(model, split)
-    body, lora = trainable(trunk.top, Train(kind=kind, lora_rank=2, lora_alpha=3.0))  # type: ignore[arg-type]
+    body, lora = trainable(trunk.top, tiny.train(kind, lora_alpha=3.0))
     stir(body)
     return model, trunk, body, lora
 
@@ -104,7 +103,7 @@ def test_a_reward_model_is_a_classifier(tmp_path: Path, name: str, kind: str, sp
     """Equal raw scores on a right-padded batch, and the units come back."""
     trunk = Trunk(tiny.model(name), split)
     score = nn.Linear(16, 1, bias=False)
-    body, _ = trainable(trunk.top.clone(score=score), Train(kind=kind, lora_rank=2))  # type: ignore[arg-type]
+    body, _ = trainable(trunk.top.clone(score=score), tiny.train(kind))
     stir(body)
     norm, folder = Norm(0.5, 2.0, -0.25), tmp_path / "reward"
     save_reward(body, norm, tiny.tokenizer(), folder, {"pair_accuracy": 0.9})

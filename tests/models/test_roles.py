@@ -23,7 +23,7 @@ NORM = Norm(mean=0.5, std=2.0, offset=0.25)
 def roles_of(name: str, kind: str, split: int, *, separate: bool = False, init: str = "reward") -> Roles:
     model = tiny.model(name)
     reward: Any = tiny.classifier(model, changed_from=split)
-    train = Train(kind=kind, lora_rank=2)  # type: ignore[arg-type]
+    train = tiny.train(kind)
     return build_roles(
         Trunk(model, split), train, (reward, reward.score, NORM),
         separate=(lambda: tiny.model(name)) if separate else None, critic_init=init, reward_scale=1.5,
@@ -90,7 +90,7 @@ def test_learning_moves_policy_and_critic_only(kind: str, split: int, separate: 
 def test_what_is_trained(name: str, kind: str, names: set[str]) -> None:
     split = 0 if kind == "full" else 2
     model = tiny.model(name)
-    body, config = trainable(Trunk(model, split).top, Train(kind=kind, lora_rank=2))  # type: ignore[arg-type]
+    body, config = trainable(Trunk(model, split).top, tiny.train(kind))
     assert (config is not None) == (kind == "lora")
     found = {n for n, p in body.named_parameters(remove_duplicate=False) if p.requires_grad}
     if kind == "lora":
@@ -132,7 +132,7 @@ def test_the_critic_starts_as_the_normalised_reward_model(kind: str, split: int)
     prompts, responses = tiny.rows(shared=3)
     rows = [[*p, *r] for p, r in zip(prompts, responses, strict=True)]
     raw = [reward(input_ids=torch.tensor([row])).logits.item() for row in rows]
-    train = Train(kind=kind, lora_rank=2)  # type: ignore[arg-type]
+    train = tiny.train(kind)
     roles = build_roles(Trunk(model, split), train, (reward, reward.score, NORM), reward_scale=1.5)
     # A response of one more token: its value is read at the token before.
     seqs = roles.trunk.bottom(Sequences.of(prompts, [[*r, 9] for r in responses], tiny.CPU))
@@ -228,7 +228,7 @@ def test_held_weights_give_the_numbers_of_autocast(kind: str, name: str) -> None
                 patch.setattr(Roles, "hold", lambda self: self)
             return build_roles(
                 Trunk(model, 2, torch.bfloat16),
-                Train(kind=kind, lora_rank=2),  # type: ignore[arg-type]
+                tiny.train(kind),
                 (reward, reward.score, NORM),
             )
 

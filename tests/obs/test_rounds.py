@@ -87,5 +87,5 @@ def test_text_stays_text_and_rounds_are_linked(run):
 @pytest.mark.parametrize("text", ["{", "[]", '{"policies": []}'])
 def test_a_spoilt_file_is_named(text, run):
     (run / "rounds.json").write_text(text)
-    with pytest.raises(UserError, match=r"rounds\.json cannot be read .*run `ppolite iterate` again"):
+    with pytest.raises(UserError, match=r"rounds\.json.*; delete it and run `ppolite iterate` again"):
         write_rounds_report(run)

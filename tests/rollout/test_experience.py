@@ -9,7 +9,7 @@ import pytest
 import torch
 from tests import tiny
 
-from ppolite.config import PPO, Data, Optim, Train
+from ppolite.config import PPO, Data, Optim
 from ppolite.models.roles import Norm, Roles, build_roles
 from ppolite.models.trunk import Trunk
 from ppolite.rollout.experience import make_experience, over_batches, sequences, shaped_scores, token_rewards
@@ -31,7 +31,7 @@ def roles_of(kind: str = "layers", split: int = 2, name: str = "qwen2") -> Roles
     reward: Any = tiny.classifier(model, changed_from=split)
     roles = build_roles(
         Trunk(model, split),
-        Train(kind=kind, lora_rank=2),
+        tiny.train(kind),
         (reward, reward.score, NORM),  # type: ignore[arg-type]
     )
     with torch.no_grad():  # so that policy and reference differ

@@ -379,7 +379,7 @@ def test_own_pairs_are_joined_and_what_they_hold_out_stays_held_out(
         ),
         ({"ppo__start": "x"}, "ppo.start is for a run of its own"),
         ({"ppo__prompts__held_out": 20}, "ppo.prompts.held_out is 20; rounds hold out the same prompts"),
-        ({"ppo__prompts__held_out": 0.0}, "too few are left to judge it"),
+        ({"ppo__prompts__held_out": 0.0}, "others to judge it; hold out more"),
         ({"ppo__eval_prompts": 500}, "too few are left to judge it"),
     ],
 )

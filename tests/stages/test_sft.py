@@ -73,7 +73,9 @@ def test_one_update_lowers_the_loss_of_its_batch(world: World, tmp_path: Path) -
 
 
 def test_without_held_out_rows(world: World, tmp_path: Path) -> None:
-    result = SFT(world.recipe(sft__data__held_out=0), tmp_path).run()
+    result = SFT(
+        world.recipe(sft__data__held_out=0, sft__eval_every=None, sft__eval_examples=None), tmp_path
+    ).run()
     assert result == {"loss_before": None, "loss_after": None}
 
 

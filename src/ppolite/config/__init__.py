@@ -5,15 +5,29 @@ the nearest known one, and contradictions are found before anything is loaded:
 
     recipe = load_recipe("recipes/film.yaml", overrides=["ppo.steps=3"])
 
-    recipe.py    the sections and the whole                parts.py     what several sections are made of
-    ppo.py       the policy's training                     sources.py   who scores it
-    safety.py    checkpoints, faults, alarms
-    reading.py   files, overrides, and what is said of mistakes
+    recipe.py        the sections and the whole            parts.py       what several sections are made of
+    ppo.py           the policy's training                 sources.py     who scores it
+    reading.py       files, overrides, what is said of mistakes
+    strict_yaml.py   YAML without its surprises            secrets.py     what no recipe may hold
+    safety.py        checkpoints, faults, alarms
+    explaining.py    what each key means, and where its value comes from
 """
 
+from ppolite.config.explaining import REQUIRED, Key, explained, marked
 from ppolite.config.parts import Adam, Data, Optim, Train, Trunk
 from ppolite.config.ppo import KL, PPO
-from ppolite.config.reading import RECIPES, apply_override, explain, read_tree, save_recipe
+from ppolite.config.reading import (
+    RECIPES,
+    at_home,
+    explain,
+    put,
+    read_override,
+    read_tree,
+    recipe_text,
+    run_folder,
+    save_recipe,
+    yaml_text,
+)
 from ppolite.config.recipe import (
     SFT,
     Evaluation,
@@ -23,10 +37,12 @@ from ppolite.config.recipe import (
     changed_keys,
     load_recipe,
     parse_recipe,
+    recipe_origins,
     recipe_path,
     shipped,
 )
 from ppolite.config.safety import Checkpoint, Faults, Watch
+from ppolite.config.secrets import NAMES_SECRET, refuse_secrets
 from ppolite.config.section import Section
 from ppolite.config.sources import (
     SOURCES,
@@ -41,8 +57,10 @@ from ppolite.config.sources import (
 )
 
 __all__ = [
-    "KL", "PPO", "RECIPES", "SFT", "SOURCES", "Adam", "Checkpoint", "ClassifierSource", "Data", "Evaluation",
-    "Faults", "FormatSource", "FunctionSource", "HttpSource", "Iterate", "Judge", "LengthSource", "ModelSource",
-    "Optim", "Recipe", "Reward", "Section", "Source", "Train", "Trunk", "Watch", "apply_override", "changed_keys",
-    "explain", "load_recipe", "parse_recipe", "read_tree", "recipe_path", "save_recipe", "shipped",
+    "KL", "NAMES_SECRET", "PPO", "RECIPES", "REQUIRED", "SFT", "SOURCES", "Adam", "Checkpoint", "ClassifierSource",
+    "Data", "Evaluation", "Faults", "FormatSource", "FunctionSource", "HttpSource", "Iterate", "Judge", "Key",
+    "LengthSource", "ModelSource", "Optim", "Recipe", "Reward", "Section", "Source", "Train", "Trunk", "Watch",
+    "at_home", "changed_keys", "explain", "explained", "load_recipe", "marked", "parse_recipe", "put",
+    "read_override", "read_tree", "recipe_origins", "recipe_path", "recipe_text", "refuse_secrets", "run_folder",
+    "save_recipe", "shipped", "yaml_text",
 ]  # fmt: skip

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from ppolite.config.section import Section
 
@@ -23,6 +23,19 @@ class Data(Section):
     plain: bool = False
     """Treat string prompts as plain text to be continued instead of as a user's turn."""
 
+    @model_validator(mode="after")
+    def _agree(self) -> Data:
+        if self.held_out > 1 and not self.held_out.is_integer():
+            raise ValueError(
+                f"held_out is {self.held_out:g}; give a share below 1, or a whole number of rows"
+            )
+        return self
+
+    @property
+    def fewest_held_out(self) -> float:
+        """Rows that are held out for certain; infinite for a share, which may be of any number."""
+        return self.held_out if self.held_out >= 1 or self.held_out == 0 else float("inf")
+
 
 class Trunk(Section):
     """The frozen part that all roles share."""
@@ -36,10 +49,25 @@ class Train(Section):
 
     kind: Literal["lora", "layers", "full"] = "lora"
     """`lora`: adapters on the layers from `trunk.split` on; `layers`: those layers; `full`: everything."""
-    lora_rank: int = Field(default=16, ge=1)
-    """Rank of the adapters' two factors."""
-    lora_alpha: float = Field(default=32.0, gt=0)
-    """The adapter's output is scaled by alpha / rank."""
+    lora_rank: int | None = Field(default=None, ge=1)
+    """For `lora`, the rank of the adapters' two factors; 16 when empty."""
+    lora_alpha: float | None = Field(default=None, gt=0)
+    """For `lora`: the adapter's output is scaled by alpha / rank; 32 when empty."""
+
+    @property
+    def rank(self) -> int:
+        return self.lora_rank or 16
+
+    @property
+    def alpha(self) -> float:
+        return self.lora_alpha or 32.0
+
+    @model_validator(mode="after")
+    def _agree(self) -> Train:
+        for key in ("lora_rank", "lora_alpha"):
+            if getattr(self, key) is not None and self.kind != "lora":
+                raise ValueError(f"kind is {self.kind}, which has no `{key}`; remove it or set kind: lora")
+        return self
 
 
 class Adam(Section):

@@ -20,12 +20,29 @@ class KL(Section):
     target: float | None = Field(default=None, gt=0)
     """Nats per sequence that the adaptive controller steers to; empty: β is fixed. On its way there the controller only
     loosens, so start with a firm `beta`, about 0.3 in these units."""
-    horizon: float = Field(default=1000.0, gt=0)
-    """Sequences over which the adaptive controller reacts."""
+    horizon: float | None = Field(default=None, gt=0)
+    """With a `target`, the sequences over which the adaptive controller reacts; 1000 when empty."""
     estimator: Literal["k1", "k2", "k3"] = "k1"
     """Per-token estimate from samples: k1 = −log r, k2 = ½ log² r, k3 = r − 1 − log r, with r = π_ref/π_θ."""
     where: Literal["reward", "loss"] = "reward"
     """In the per-token reward (as in InstructGPT), or as a term of the loss (k2 has KL's gradient there)."""
+
+    @property
+    def reaction(self) -> float:
+        """Sequences over which the adaptive controller reacts."""
+        return self.horizon or 1000.0
+
+    @model_validator(mode="after")
+    def _agree(self) -> KL:
+        if self.target is None and self.horizon is not None:
+            raise ValueError("`horizon` is of the leash that adapts; remove it, or give it a `target`")
+        if self.target is not None and self.beta == 0:
+            raise ValueError("target steers beta by factors, so kl.beta must start above 0")
+        if self.where == "loss" and self.estimator == "k1":
+            raise ValueError(
+                "where: loss with estimator k1 has an expected gradient of 0 and holds nothing; use k2"
+            )
+        return self
 
 
 class PPO(Section):
@@ -105,8 +122,9 @@ class PPO(Section):
     """The scaled score is cut to ± this."""
     missing_eos_penalty: float = Field(default=1.0, ge=0)
     """Subtracted from the score of a response that the length limit cut."""
-    critic_init: Literal["reward", "zero"] = "reward"
-    """The critic starts as the reward model, or as the SFT model with a zero head."""
+    critic_init: Literal["reward", "zero"] | None = None
+    """The critic starts as the run's reward model, or as the SFT model with a zero head; when empty, as the reward
+    model where that is among those who score."""
     kl: KL = KL()
     """The leash to the SFT model."""
     eval_every: int = Field(default=5, ge=1)
@@ -115,8 +133,8 @@ class PPO(Section):
     """Held-out prompts in such a look; `ppolite eval` uses others."""
     max_kl: float = Field(default=8.0, gt=0)
     """The policy kept is the one with the best held-out score within this KL to the SFT model (nats a sequence)."""
-    min_rm_accuracy: float = Field(default=0.6, ge=0, le=1)
-    """PPO refuses to start on a reward model whose held-out pairwise accuracy is lower; 0: never."""
+    min_rm_accuracy: float | None = Field(default=None, ge=0, le=1)
+    """PPO refuses to start on a reward model whose held-out pairwise accuracy is lower; 0: never; 0.6 when empty."""
 
     @property
     def sampling(self) -> Sampling:
@@ -126,6 +144,15 @@ class PPO(Section):
     def asks_model(self) -> bool:
         """Whether the run's reward model scores, alone or with others."""
         return not self.rewards or any(isinstance(source, ModelSource) for source in self.rewards)
+
+    @property
+    def critic_start(self) -> Literal["reward", "zero"]:
+        return self.critic_init or ("reward" if self.asks_model else "zero")
+
+    @property
+    def least_accuracy(self) -> float:
+        """Held-out pairwise accuracy below which a reward model is refused."""
+        return 0.6 if self.min_rm_accuracy is None else self.min_rm_accuracy
 
     @property
     def lag(self) -> int:
@@ -150,16 +177,22 @@ class PPO(Section):
                 f"({self.samples_per_prompt})"
             )
         if self.minibatches > self.rollouts:
-            raise ValueError(f"minibatches ({self.minibatches}) exceed rollouts ({self.rollouts})")
-        if self.kl.target is not None and self.kl.beta == 0:
-            raise ValueError("kl.target steers beta by factors, so kl.beta must start above 0")
-        if self.kl.target is not None and self.rollouts >= 5 * self.kl.horizon:
             raise ValueError(
-                f"kl.horizon ({self.kl.horizon:g}) must exceed a fifth of rollouts ({self.rollouts})"
+                f"minibatches ({self.minibatches}) exceed rollouts ({self.rollouts}); lower them"
             )
-        if self.kl.where == "loss" and self.kl.estimator == "k1":
+        if self.kl.target is not None and self.rollouts >= 5 * self.kl.reaction:
             raise ValueError(
-                "kl.where: loss with estimator k1 has an expected gradient of 0 and holds nothing; use k2"
+                f"kl.horizon ({self.kl.reaction:g}) must exceed a fifth of rollouts ({self.rollouts}); raise it"
+            )
+        if self.kl.target is not None and self.kl.target > self.max_kl:
+            raise ValueError(
+                f"kl.target ({self.kl.target:g}) lies beyond max_kl ({self.max_kl:g}), so the leash would steer to "
+                "where no policy is kept; lower the one or raise the other"
+            )
+        if self.prompts.fewest_held_out < self.eval_prompts + 2:
+            raise ValueError(
+                f"prompts.held_out is {self.prompts.held_out:g}, but eval_prompts ({self.eval_prompts}) serve to "
+                "choose the best policy and others to judge it; hold out more"
             )
         return self
 
@@ -178,11 +211,20 @@ class PPO(Section):
                 "against; use ppo.reward_scale"
             )
         if self.disagreement and len(judges) < 2:
-            raise ValueError(f"disagreement is one of two judges or more, but rewards has {len(judges)}")
+            raise ValueError(
+                f"disagreement is one of two judges or more, but rewards has {len(judges)}; remove it, or add one"
+            )
         measured = any(isinstance(s, Judge) and None in (s.shift, s.scale) for s in judges)
         if self.unit_samples is not None and not measured:
-            raise ValueError("unit_samples: no source of rewards has an empty shift or scale to be measured")
+            raise ValueError(
+                "unit_samples: no source of rewards has an empty shift or scale to be measured; remove it"
+            )
         for s in self.rewards:
+            if isinstance(s, LengthSource) and s.min is not None and s.min > self.max_new_tokens:
+                raise ValueError(
+                    f"rewards: `{s.title}` asks for {s.min} tokens, which no response of max_new_tokens "
+                    f"({self.max_new_tokens}) has; lower its min"
+                )
             if isinstance(s, LengthSource) and s.max is not None and s.max >= self.max_new_tokens:
                 raise ValueError(
                     f"rewards: `{s.title}` allows {s.max} tokens, which no response of max_new_tokens "
@@ -227,5 +269,14 @@ class PPO(Section):
                 raise ValueError(
                     f"objective is `{self.objective}` and behaviour `{self.behaviour}`, which have no `{key}`; "
                     f"remove it or set {wanted}"
+                )
+        if self.ess_floor == 0 and self.on_low_ess is not None:
+            raise ValueError("ess_floor is 0, below which nothing is, so on_low_ess has no use; remove one")
+        asked = {"critic_init": self.critic_init == "reward", "min_rm_accuracy": bool(self.min_rm_accuracy)}
+        for key, given in asked.items():
+            if given and not self.asks_model:
+                raise ValueError(
+                    f"rewards has no entry of kind model, so there is no reward model for `{key}`; remove it, or add "
+                    "one"
                 )
         return self

@@ -1,9 +1,10 @@
 """Reading a recipe's text, and what is said when it is wrong.
 
     read_tree        a YAML file as plain data
-    apply_override   KEY=VALUE of the command line, put into it
+    read_override    KEY=VALUE of the command line;  put: into the data
     explain          one sentence on the first thing that does not fit, with the nearest known key
-    save_recipe      the resolved recipe as YAML
+    recipe_text      the resolved recipe as YAML;  save_recipe: into a file
+    run_folder       the place in runs/ that goes with a name;  at_home: a path with its ~
 
 Shared by the recipes of language runs (this package) and of control runs (`control/config.py`).
 """
@@ -11,6 +12,9 @@ Shared by the recipes of language runs (this package) and of control runs (`cont
 from __future__ import annotations
 
 import difflib
+import os
+import re
+import reprlib
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,9 +23,13 @@ from pydantic import BaseModel, ValidationError
 
 from ppolite.config.section import Section
 from ppolite.config.sources import SOURCES, Source
+from ppolite.config.strict_yaml import MOST_LEVELS, parse
 from ppolite.types import UserError
 
 RECIPES = Path(__file__).parent.parent / "recipes"
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 80
 
 
 def _known_keys(section: type[BaseModel], path: tuple[Any, ...]) -> list[str]:
@@ -52,7 +60,7 @@ def explain(error: ValidationError, where: str, root: type[BaseModel]) -> UserEr
         for before, key in zip((None, *loc), loc, strict=False)
         if not (isinstance(before, int) and key in SOURCES)
     ]
-    path = ".".join(str(p) for p in spelt)
+    path = _cut(".".join(str(p) for p in spelt))
     if first["type"] in ("union_tag_not_found", "union_tag_invalid"):
         kind = first.get("ctx", {}).get("tag")
         near = difflib.get_close_matches(str(kind), SOURCES, n=1, cutoff=0.4) if kind else []
@@ -68,48 +76,99 @@ def explain(error: ValidationError, where: str, root: type[BaseModel]) -> UserEr
     if first["type"] == "value_error":
         prefix = f"{path}: " if path else ""
         return UserError(f"{where}: {prefix}{first.get('ctx', {})['error']}")
-    return UserError(f"{where}: `{path}` is {first['input']!r}; {first['msg'][0].lower()}{first['msg'][1:]}")
+    found = _SHORT.repr(first["input"])
+    return UserError(f"{where}: `{path}` is {found}; {first['msg'][0].lower()}{first['msg'][1:]}")
 
 
-def apply_override(tree: dict[str, Any], override: str) -> None:
-    """Set what `section.key=value` says, the value being YAML. Raises UserError."""
+def _cut(text: str, most: int = 100) -> str:
+    return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
+def read_override(override: str) -> tuple[str, Any]:
+    """Key and value of `section.key=value`, the value being YAML. Raises UserError."""
     key, eq, value = override.partition("=")
-    if not eq or not key:
-        raise UserError(f"--set {override}: expected KEY=VALUE, for instance --set ppo.steps=20")
+    if not eq or not all(key.split(".")) or key.count(".") > MOST_LEVELS:
+        raise UserError(f"--set {_cut(override)}: expected KEY=VALUE, for instance --set ppo.steps=20")
+    return key, parse(value, f"--set {_cut(override)}:")
+
+
+def at_home(path: str) -> Path:
+    """The path, with `~` for the home folder; as it stands where nobody has that name."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        return Path(path)
+
+
+def put(tree: dict[str, Any], key: str, value: Any) -> None:
+    """Set a dotted key in place. Raises UserError where a part of it is no section."""
     *parents, last = key.split(".")
     for parent in parents:
         child = tree.setdefault(parent, {})
         if not isinstance(child, dict):
-            raise UserError(f"--set {override}: `{parent}` is not a section")
+            raise UserError(f"--set {_cut(key)}: `{parent}` is no section; set it as a whole")
         tree = cast("dict[str, Any]", child)
-    try:
-        tree[last] = yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise UserError(f"--set {override}: the value is no YAML ({_first_line(error)})") from None
-
-
-def _first_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]
+    tree[last] = value
 
 
 def read_tree(path: Path, names: list[str]) -> dict[str, Any]:
     """A YAML file of `key: value` lines as it stands. Raises UserError; `names` are what else could be given."""
     try:
-        loaded: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise UserError(f"{path}: no such recipe; give a YAML file or one of {', '.join(names)}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read as a text file ({_first_line(error)})") from None
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: no valid YAML ({_first_line(error)})") from None
+    except (OSError, ValueError) as error:  # no UTF-8, or a NUL in the name
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"{path}: cannot be read as a text file ({reason}); give a YAML file in UTF-8"
+        ) from None
+    loaded = parse(text, str(path))
     if not isinstance(loaded, dict):
-        raise UserError(f"{path}: expected `key: value` lines, found {type(loaded).__name__}")
+        found = "nothing" if loaded is None else type(loaded).__name__
+        raise UserError(f"{path}: expected `key: value` lines, found {found}; give a recipe")
     return cast("dict[str, Any]", loaded)
 
 
+class _Dumper(yaml.SafeDumper):
+    """Writes text that a terminal would obey, or that would reorder what one reads, as escapes."""
+
+
+def _text(dumper: Any, text: str) -> Any:
+    quoted = '"' if _OVERRIDES.search(text) or _BREAKS.search(text) else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=quoted)
+
+
+_OVERRIDES = re.compile("[\u202a-\u202e\u2066-\u2069]")
+_BREAKS = re.compile("[\x85\u2028\u2029]")
+_Dumper.add_representer(str, _text)
+
+
+def recipe_text(recipe: Section) -> str:
+    """The resolved recipe as YAML, defaults included. It can be looked at and read again, whatever is in it."""
+    return yaml_text(recipe.model_dump(mode="json"))
+
+
+def yaml_text(value: Any, *, flow: bool = False) -> str:
+    """Plain data as YAML; `flow`: on one line."""
+    style: dict[str, Any] = {"default_flow_style": True, "width": 1 << 30} if flow else {}
+    dump: Any = cast("Any", yaml).dump
+    text: str = dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, **style)
+    # PyYAML escapes control characters, and line breaks in quotes, but takes overrides for letters.
+    text = _OVERRIDES.sub(lambda found: f"\\u{ord(found[0]):04X}", text)
+    return text.removesuffix("...\n").rstrip("\n") if flow else text
+
+
 def save_recipe(recipe: Section, path: Path) -> None:
-    """Write the resolved recipe, defaults included, so that a later version can repeat the run. Whole or not at all."""
-    text = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    """Write the resolved recipe, so that a later version can repeat the run. Whole or not at all."""
     draft = path.with_name(f".{path.name}.part")
-    draft.write_text(text, encoding="utf-8")
+    draft.write_text(recipe_text(recipe), encoding="utf-8")
     draft.rename(path)
+
+
+def run_folder(name: str, source: object) -> Path:
+    """`runs/NAME`. Raises UserError for a name that would lead elsewhere."""
+    folder = Path("runs") / name
+    inside = os.path.normpath(folder).startswith(f"runs{os.sep}") and not folder.is_absolute()
+    if not inside or not name.isprintable():
+        raise UserError(f"{source}: its name makes no folder inside runs/; say with --out where results go")
+    return folder

@@ -7,10 +7,12 @@ from typing import Any, Literal, cast
 
 from pydantic import Field, ValidationError, model_validator
 
+from ppolite.config.explaining import marked
 from ppolite.config.parts import Data, Optim, Train, Trunk
 from ppolite.config.ppo import PPO
-from ppolite.config.reading import RECIPES, apply_override, explain, read_tree
+from ppolite.config.reading import RECIPES, explain, put, read_override, read_tree
 from ppolite.config.safety import Checkpoint, Faults, Watch
+from ppolite.config.secrets import refuse_secrets
 from ppolite.config.section import Section
 from ppolite.types import UserError
 
@@ -27,10 +29,27 @@ class SFT(Section):
     """Examples in one update."""
     max_tokens: int = Field(default=1024, ge=8)
     """Longer examples are reported and left out."""
-    eval_every: int = Field(default=10, ge=1)
-    """Updates between two looks at the held-out loss."""
-    eval_examples: int = Field(default=64, ge=1)
-    """Held-out examples in such a look."""
+    eval_every: int | None = Field(default=None, ge=1)
+    """Updates between two looks at the held-out loss; 10 when empty."""
+    eval_examples: int | None = Field(default=None, ge=1)
+    """Held-out examples in such a look; 64 when empty."""
+
+    @property
+    def look_every(self) -> int:
+        return self.eval_every or 10
+
+    @property
+    def look_examples(self) -> int:
+        return self.eval_examples or 64
+
+    @model_validator(mode="after")
+    def _agree(self) -> SFT:
+        for key in ("eval_every", "eval_examples"):
+            if getattr(self, key) is not None and self.data.held_out == 0:
+                raise ValueError(
+                    f"data.held_out is 0, so there is nothing for `{key}`; remove it or hold rows out"
+                )
+        return self
 
 
 class Reward(Section):
@@ -50,8 +69,8 @@ class Reward(Section):
     """Longer rows are reported and left out."""
     eval_examples: int = Field(default=400, ge=8)
     """Held-out rows on which agreement with people is measured."""
-    pair_gap: float = Field(default=1.0, ge=0)
-    """For `scores`: pairs whose scores differ by at least this count in the pairwise accuracy."""
+    pair_gap: float | None = Field(default=None, ge=0)
+    """For `scores`: pairs whose scores differ by at least this count in the pairwise accuracy; 1 when empty."""
     norm_samples: int = Field(default=256, ge=8)
     """Samples of the SFT model on which the reward is shifted to mean 0 and scaled to deviation 1."""
     taught_by: Literal["people", "judge"] = "people"
@@ -59,11 +78,21 @@ class Reward(Section):
     no independent witness."""
 
     @property
+    def gap(self) -> float:
+        return 1.0 if self.pair_gap is None else self.pair_gap
+
+    @property
     def source(self) -> Data:
         """`data`. Raises UserError where it is left out."""
         if self.data is None:
             raise UserError("`reward.data` is missing; add it, or let `ppolite iterate` gather scores")
         return self.data
+
+    @model_validator(mode="after")
+    def _agree(self) -> Reward:
+        if self.pair_gap is not None and self.kind != "scores":
+            raise ValueError(f"kind is {self.kind}, which has no `pair_gap`; remove it or set kind: scores")
+        return self
 
 
 class Iterate(Section):
@@ -137,9 +166,28 @@ class Recipe(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _hold_out_alike(self) -> Recipe:
+        data = self.reward.data if self.reward else None
+        if data and not self.iterate and data.fewest_held_out < 8:
+            raise ValueError(
+                f"reward.data.held_out is {data.held_out:g}, but the reward model is measured on 8 held-out rows or "
+                "more; raise it"
+            )
+        stages = {"sft.data": self.sft and self.sft.data, "reward.data": data}
+        for name, other in stages.items():
+            prompts = self.ppo and self.ppo.prompts
+            if other and prompts and other.path == prompts.path and other.held_out != prompts.held_out:
+                raise ValueError(
+                    f"{name} and ppo.prompts read {other.path}, but hold out {other.held_out:g} and "
+                    f"{prompts.held_out:g}: what one stage trains on, another would be judged on; give both the same"
+                )
+        return self
+
 
 def parse_recipe(tree: dict[str, Any], *, where: str = "recipe") -> Recipe:
     """Check a recipe given as plain data. Raises UserError with the first thing that is wrong."""
+    refuse_secrets(tree, where)
     try:
         return Recipe.model_validate(tree)
     except ValidationError as error:
@@ -168,8 +216,22 @@ def load_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
     path = recipe_path(path)
     tree = read_tree(path, shipped())
     for override in overrides:
-        apply_override(tree, override)
+        put(tree, *read_override(override))
+    if "env" in tree:
+        raise UserError(
+            f"{path}: a recipe of control, since it names an `env`; `ppolite control {path}` runs it"
+        )
     return parse_recipe(tree, where=str(path))
+
+
+def recipe_origins(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> dict[str, Any]:
+    """Where the values of `load_recipe` come from: the file or `--set`, by key."""
+    path = recipe_path(path)
+    tree = marked(read_tree(path, shipped()), path.name)
+    for override in overrides:
+        key, value = read_override(override)
+        put(tree, key, marked(value, "--set"))
+    return tree
 
 
 def changed_keys(old: dict[str, Any], new: dict[str, Any]) -> list[str]:

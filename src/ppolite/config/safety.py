@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from ppolite.config.section import Section
 
@@ -14,12 +14,23 @@ class Checkpoint(Section):
 
     every: int | None = Field(default=None, ge=1)
     """Steps between two; empty: as often as `cost` allows, which for small models is every step."""
-    cost: float = Field(default=0.02, gt=0, le=1)
-    """Largest share of the time that may go into writing them, where `every` is empty."""
+    cost: float | None = Field(default=None, gt=0, le=1)
+    """Largest share of the time that may go into writing them, where `every` is empty; 0.02 when empty."""
     keep: int = Field(default=2, ge=1)
     """How many of the last ones stay. Each holds the best policy so far as well; a finished stage needs none."""
     on_error: Literal["continue", "stop"] = "continue"
     """When one cannot be written, for instance on a full disk: go on (the ones before are good), or stop."""
+
+    @property
+    def share(self) -> float:
+        """Largest share of the time that may go into writing them."""
+        return self.cost or 0.02
+
+    @model_validator(mode="after")
+    def _agree(self) -> Checkpoint:
+        if self.every is not None and self.cost is not None:
+            raise ValueError(f"every is {self.every}, whatever it costs, so `cost` has no use; remove one")
+        return self
 
 
 class Faults(Section):

@@ -12,6 +12,7 @@ from urllib.parse import parse_qsl, urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
+from ppolite.config.secrets import NAMES_SECRET
 from ppolite.config.section import Section
 
 
@@ -99,7 +100,7 @@ class HttpSource(Judge):
             raise ValueError("expected an address that begins with http:// or https://")
         if not re.fullmatch(r"[!-~]+", url) or parts.fragment:
             raise ValueError("it holds characters that an address has not; percent-encode them")
-        told = [key for key, _ in parse_qsl(parts.query, keep_blank_values=True) if _SECRET.search(key)]
+        told = [key for key, _ in parse_qsl(parts.query, keep_blank_values=True) if NAMES_SECRET.search(key)]
         if parts.username is not None or told:
             what = f"`{told[0]}`" if told else "a user or password"
             raise ValueError(
@@ -165,9 +166,9 @@ class LengthSource(Source):
     @model_validator(mode="after")
     def _agree(self) -> LengthSource:
         if self.min is None and self.max is None:
-            raise ValueError("a length penalty needs `min`, `max` or both")
+            raise ValueError("a length penalty needs `min`, `max` or both; add one")
         if self.min is not None and self.max is not None and self.min > self.max:
-            raise ValueError(f"min ({self.min}) exceeds max ({self.max})")
+            raise ValueError(f"min ({self.min}) exceeds max ({self.max}); exchange them")
         return self
 
 
@@ -185,7 +186,7 @@ class FormatSource(Source):
         try:
             re.compile(pattern)
         except re.error as error:
-            raise ValueError(f"`{pattern}` is no regular expression ({error})") from None
+            raise ValueError(f"`{pattern}` is no regular expression ({error}); mend it") from None
         return pattern
 
 
@@ -196,4 +197,3 @@ AnySource = Annotated[
 SOURCES: dict[str, type[Source]] = {
     get_args(source.model_fields["kind"].annotation)[0]: source for source in get_args(get_args(AnySource)[0])
 }
-_SECRET = re.compile(r"key|token|secret|passw|pwd|auth|^sig$|signature|credential", re.IGNORECASE)

@@ -14,13 +14,24 @@ from __future__ import annotations
 import copy
 import difflib
 import math
+import reprlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Annotated, Any, Literal, NamedTuple, cast, get_args
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
-from ppolite.config import RECIPES, Section, apply_override, explain, read_tree
+from ppolite.config import (
+    NAMES_SECRET,
+    RECIPES,
+    Section,
+    explain,
+    marked,
+    put,
+    read_override,
+    read_tree,
+    refuse_secrets,
+)
 from ppolite.types import UserError
 
 Algorithm = Literal["a2c", "is-pg", "ppo-kl", "ppo-clip"]
@@ -57,17 +68,28 @@ class Envs(Section):
     normalise_reward: bool = False
     """Rewards over the running deviation of the discounted return, cut at ±10; metrics stay in true units."""
 
+    @field_validator("options")
+    @classmethod
+    def _tell_no_secret(cls, options: dict[str, Any]) -> dict[str, Any]:
+        for name in options:
+            if NAMES_SECRET.search(name):
+                raise ValueError(
+                    f"`{name}` sounds like a secret, and recipes are saved and shown; let the environment read it "
+                    "from an environment variable"
+                )
+        return options
+
 
 class Net(Section):
     """Policy and critic."""
 
-    hidden: tuple[int, ...] = (64, 64)
+    hidden: tuple[Annotated[int, Field(ge=1)], ...] = (64, 64)
     """Width of each hidden layer."""
     activation: Literal["tanh", "relu"] = "tanh"
     """Between the layers."""
     shared: bool = False
     """One net with two heads, or two nets."""
-    log_std: float | None = None
+    log_std: float | None = Field(default=None, ge=-20, le=20)
     """Where the log of the action's standard deviation starts (box actions only); 0 when empty."""
 
 
@@ -178,12 +200,12 @@ class Control(Section):
             raise ValueError("algorithm is ppo-clip, which needs `clip`; is-pg is the one without")
         if self.algorithm == "ppo-kl" and (self.beta is None or (self.kl_target and self.beta == 0)):
             raise ValueError(
-                "algorithm is ppo-kl, which needs `beta`, above 0 where kl_target steers it by factors"
+                "algorithm is ppo-kl, which needs `beta`, above 0 where kl_target steers it by factors; set it"
             )
         if self.minibatches > self.round_size:
             raise ValueError(
                 f"minibatches ({self.minibatches}) exceed the {self.round_size} steps of a round "
-                "(rollout × envs.count)"
+                "(rollout × envs.count); lower them"
             )
         return self
 
@@ -221,20 +243,58 @@ def load_control(
 
     Raises UserError: no such file, unknown key (with the nearest), wrong type, contradiction.
     """
+    layers = _layers(source, algorithm, overrides)
+    tree = merged(layers.file, layers.variant)
+    for key, value in layers.sets:
+        put(tree, key, value)
+    return parse_control(tree | {"algorithm": layers.algorithm}, where=layers.where)
+
+
+def control_origins(source: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """The same layers as `load_control`, with the name of a layer in the place of each value."""
+    layers = _layers(source, None, overrides)
+    name = Path(layers.where).name
+    tree = merged(marked(layers.file, name), marked(layers.variant, f"{name}, algorithms.{layers.algorithm}"))
+    for key, value in layers.sets:
+        put(tree, key, marked(value, "--set"))
+    return tree
+
+
+class _Layers(NamedTuple):
+    """What a recipe consists of, later parts standing over earlier ones."""
+
+    where: str
+    algorithm: str
+    file: dict[str, Any]
+    variant: dict[str, Any]
+    """What the file wants otherwise for this algorithm."""
+    sets: list[tuple[str, Any]]
+
+
+def _layers(source: str, algorithm: str | None, overrides: Sequence[str]) -> _Layers:
     path = control_recipe(source)
     tree: dict[str, Any] = read_tree(path, [*shipped_control()]) if path else {"env": source}
-    where = str(path or source)
-    variants: dict[str, Any] = tree.pop("algorithms", None) or {}
+    if language := {"sft", "reward", "ppo"} & tree.keys():
+        raise UserError(
+            f"{path}: a recipe of language models, with a section `{min(language)}`; `ppolite run {path}` runs it"
+        )
+    where, sets = str(path or source), [read_override(override) for override in overrides]
+    variants = tree.pop("algorithms", None) or {}
+    if not isinstance(variants, dict):
+        raise UserError(f"{where}: `algorithms` is no section; write it as {{ppo-clip: {{KEY: VALUE}}}}")
+    variants = cast("dict[str, Any]", variants)
     top = copy.deepcopy(tree)
-    for override in overrides:
-        apply_override(top, override)
+    for key, value in sets:
+        put(top, key, value)
     chosen: str = algorithm or top.get("algorithm", "ppo-clip")
     for name in (chosen, *variants):
         _known(name, where)
-    tree = merged(tree, variants.get(chosen) or {})
-    for override in overrides:
-        apply_override(tree, override)
-    return parse_control(tree | {"algorithm": chosen}, where=where)
+    variant = variants.get(chosen) or {}
+    if not isinstance(variant, dict):
+        raise UserError(
+            f"{where}: `algorithms.{chosen}` is no section; give it keys of a recipe, or leave it out"
+        )
+    return _Layers(where, chosen, tree, cast("dict[str, Any]", variant), sets)
 
 
 def load_control_run(folder: Path, overrides: Sequence[str] = ()) -> Control:
@@ -248,6 +308,7 @@ def load_control_run(folder: Path, overrides: Sequence[str] = ()) -> Control:
 
 def parse_control(tree: dict[str, Any], *, where: str = "recipe") -> Control:
     """Check a control recipe given as plain data. Raises UserError with the first thing that is wrong."""
+    refuse_secrets(tree, where)
     try:
         return Control.model_validate(tree)
     except ValidationError as error:
@@ -263,5 +324,7 @@ def is_control_run(folder: Path) -> bool:
 def _known(name: object, where: str) -> None:
     if name not in ALGORITHMS:
         near = difflib.get_close_matches(str(name), ALGORITHMS, n=1, cutoff=0.3)
-        hint = f"did you mean {near[0]}? " if near else ""
-        raise UserError(f"{where}: unknown algorithm {name!r}; {hint}There are {', '.join(ALGORITHMS)}")
+        hint = f"did you mean {near[0]}? There" if near else "there"
+        raise UserError(
+            f"{where}: unknown algorithm {reprlib.repr(name)}; {hint} are {', '.join(ALGORITHMS)}"
+        )

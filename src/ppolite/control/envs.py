@@ -55,10 +55,13 @@ def make_env(config: Control, **more: Any) -> gym.Env[Any, Any]:
             f"{name}: no environment of that name; {_nearest(name) or _sentence(error)}"
         ) from None
     except (gym.error.DependencyNotInstalled, ImportError) as error:
-        hint = "" if ":" in name else "; pip install 'ppolite[control]' brings what Gymnasium's own need"
+        own = "pip install 'ppolite[control]' brings what Gymnasium's own need"
+        hint = "; mend the module, or start where it lies" if ":" in name else f"; {own}"
         raise UserError(f"{name}: cannot be imported ({_sentence(error)}){hint}") from None
-    except (gym.error.Error, TypeError, ValueError) as error:
-        raise UserError(f"{name}: cannot be made with envs.options {options} ({_sentence(error)})") from None
+    except Exception as error:  # what an environment does with options is its own
+        raise UserError(
+            f"{name}: cannot be made with envs.options {options} ({_sentence(error)}); mend the name or the options"
+        ) from error
     return env if _is_flat(env.observation_space) else FlattenObservation(env)
 
 

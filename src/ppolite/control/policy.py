@@ -133,7 +133,17 @@ class Policy:
             raise UserError(
                 f"{folder}: no policy of `ppolite control` ({error.filename} is missing)"
             ) from None
-        except (ValueError, KeyError, TypeError, RuntimeError, SafetensorError, ValidationError) as error:
+        except (
+            OSError,
+            ValueError,
+            KeyError,
+            TypeError,
+            RuntimeError,
+            SafetensorError,
+            ValidationError,
+        ) as error:
             why = " ".join(str(error).split())[:200]
-            raise UserError(f"{folder}: no policy that `ppolite control` saved ({why})") from None
+            raise UserError(
+                f"{folder}: no policy that `ppolite control` saved ({why}); delete the run, and make it again"
+            ) from None
         return policy

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,8 @@ def look(config: Control, run_dir: Path) -> dict[str, Any]:
     """Evaluate and film the saved policy, and write the report."""
     policy = Policy.load(run_dir / POLICY)
     result = evaluate(policy, config)
+    if not all(map(math.isfinite, result.values())):
+        raise UserError(f"{run_dir}: its policy has run away, to a return that is no number; lower optim.lr")
     with MetricsLog(run_dir, "control") as metrics:
         metrics.log(config.whole_steps, {f"eval/{k}": v for k, v in result.items()})
     about = {

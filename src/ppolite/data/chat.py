@@ -19,8 +19,6 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, cast
 
-from jinja2 import TemplateError
-
 from ppolite.types import Message, Prompt, UserError
 
 if TYPE_CHECKING:
@@ -148,7 +146,7 @@ def _render(
         text = tokenizer.apply_chat_template(
             list(messages), chat_template=template, tokenize=False, add_generation_prompt=header
         )
-    except TemplateError as error:
+    except Exception as error:  # a template may stumble over anything
         roles = ", ".join(message["role"] for message in messages)
         raise UserError(
             f"{source or 'prompt'}: the model's chat template refuses this conversation of {roles} ({error});"

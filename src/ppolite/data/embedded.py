@@ -29,6 +29,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from ppolite.config import at_home
 from ppolite.data.chat import prepare_tokenizer
 from ppolite.data.pypi import Archive, Say, download, finished
 from ppolite.types import UserError
@@ -70,7 +71,7 @@ class Piece:
 def cache_dir() -> Path:
     """`$PPOLITE_CACHE`, or `ppolite` in the platform's folder for caches."""
     if own := os.environ.get("PPOLITE_CACHE"):
-        return Path(own).expanduser()
+        return at_home(own)
     if sys.platform == "win32":
         base = os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local"
     elif sys.platform == "darwin":

@@ -30,7 +30,7 @@ from typing import TypeVar
 from ppolite.data import film
 from ppolite.data.report import Report
 from ppolite.data.row import Columns, Row, asking, short, to_number
-from ppolite.data.tables import RowError, nearest, read_rows
+from ppolite.data.tables import RowError, named, nearest, read_rows
 from ppolite.types import Example, Preference, Prompt, Ranking, Scored, UserError
 
 T = TypeVar("T")
@@ -225,14 +225,14 @@ def _check_columns(source: str, rows: list[Row], forms: Forms) -> None:
     theirs = mapped.get(missing, missing)
     there = list(dict.fromkeys(str(name) for row in rows for name in row.values))
     raise UserError(
-        f"{source}: no column {theirs!r}; it has {', '.join(there) or 'none'}{nearest(theirs, there) or '.'}"
+        f"{source}: no column {theirs!r}; it has {named(there)}{nearest(theirs, there) or '.'}"
         f" Map it in the recipe: columns: {{{missing}: NAME}}"
     )
 
 
 def _check_film(columns: Columns | None, plain: bool) -> None:
     if columns or plain:
-        key = "columns" if columns else "text_format: plain"
+        key = "columns" if columns else "plain"
         raise UserError(f"{film.SOURCE} comes ready as conversations; remove `{key}` from the recipe")
 
 

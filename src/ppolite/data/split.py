@@ -29,21 +29,26 @@ def prompt_key(prompt: Prompt) -> str:
     return json.dumps([(role, " ".join(text.casefold().split())) for role, text in turns])
 
 
-def split_by_prompt(items: Sequence[T], held_out: float | int, seed: int = 0) -> tuple[list[T], list[T]]:
+def split_by_prompt(
+    items: Sequence[T], held_out: float | int, seed: int = 0, *, source: str = "data"
+) -> tuple[list[T], list[T]]:
     """`(train, held)`, each in the order of `items`, with no prompt in both.
 
     `held_out` is a fraction of the prompts (float, below 1), or a number of rows (int): then prompts are
     held out until at least so many rows are. Use the fraction where several stages must hold out the same.
+    Raises UserError, beginning with `source`, where nothing is left on either side.
     """
     counts: dict[str, int] = {}
     keys = [prompt_key(item if isinstance(item, Prompt) else item.prompt) for item in items]
     for key in keys:
         counts[key] = counts.get(key, 0) + 1
     if (isinstance(held_out, float) and not 0 <= held_out < 1) or held_out < 0:
-        raise UserError(f"held_out is {held_out}; give a fraction from 0 up to below 1, or a number of rows")
+        raise UserError(
+            f"{source}: held_out is {held_out}; give a fraction from 0 up to below 1, or a number of rows"
+        )
     if held_out and len(counts) < 2:
         raise UserError(
-            f"held_out is {held_out}, but all {len(items):,} rows have the same prompt; add rows with other"
+            f"{source}: held_out is {held_out}, but all {len(items):,} rows have the same prompt; add rows with other"
             " prompts, or set held_out to 0"
         )
     numbers = sorted((stable_hash(seed, key), key) for key in counts)
@@ -57,7 +62,9 @@ def split_by_prompt(items: Sequence[T], held_out: float | int, seed: int = 0) ->
         rows += counts[key]
     if len(held) == len(counts):
         if not isinstance(held_out, float):
-            raise UserError(f"held_out is {held_out}, which leaves none of {len(items):,} rows for training")
+            raise UserError(
+                f"{source}: held_out is {held_out}, which leaves none of {len(items):,} rows for training; lower it"
+            )
         held.remove(numbers[-1][1])
     return (
         [item for item, key in zip(items, keys, strict=True) if key not in held],

@@ -10,18 +10,21 @@
 | `hub:NAME` | `datasets.load_dataset(NAME)`, split `train`; `hub:NAME#SPLIT` for another |
 
 A row that cannot be read at all goes into the report; a source that cannot be opened is a UserError. Only
-`hub:` sources touch the network, and only Parquet and saved data sets load their libraries.
+`hub:` sources touch the network, and only Parquet and saved data sets load their libraries. Columns of pictures,
+sound and the like are left out of data sets: to open them would run decoders on them, or fetch what they name.
 """
 
 from __future__ import annotations
 
 import csv
 import difflib
-import json
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from ppolite.config import at_home
+from ppolite.config.strict_json import loads
 from ppolite.data.report import Report
 from ppolite.types import UserError
 
@@ -63,18 +66,24 @@ def nearest(name: str, known: list[str]) -> str:
     return f"; did you mean {found[0]!r}?" if found else ""
 
 
+def named(names: Iterable[object], most: int = 20) -> str:
+    """Names of columns in one of our sentences: a file may have thousands, and long ones."""
+    short = [text if len(text) <= 40 else f"{text[:39]}…" for text in map(str, names)]
+    return ", ".join(short[:most]) + (f" and {len(short) - most} more" if len(short) > most else "") or "none"
+
+
 def _open(source: str) -> Rows:
     if source.startswith("hub:"):
         return _hub(source)
     plain, _, split = source.partition("#")
-    path = Path(source).expanduser()
-    if not path.exists() and Path(plain).expanduser().is_dir():
-        return _saved(Path(plain).expanduser(), source, split)
-    if not path.exists():
+    path, folder = at_home(source), at_home(plain)
+    if plain and not path.exists() and folder.is_dir():
+        return _saved(folder, source, split)
+    if not source or not path.exists():
         there = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
         raise UserError(
-            f"{source}: no such file or folder{nearest(path.name, there)} (a Hugging Face hub name is written"
-            " hub:NAME)"
+            f"{source or 'data'}: no such file or folder{nearest(path.name, there) or '; look at its path'} (a "
+            "Hugging Face hub name is written hub:NAME, and embedded:film is what comes with ppolite)"
         )
     if path.is_dir():
         return _saved(path, source, "")
@@ -99,18 +108,16 @@ def _jsonl(path: Path) -> Rows:
             if not line.strip():
                 continue
             try:
-                yield number, json.loads(line.decode("utf-8-sig"))
-            except UnicodeDecodeError as error:
-                yield number, RowError(f"is not UTF-8 ({error.reason})", "save the file as UTF-8")
-            except (ValueError, RecursionError) as error:
-                yield number, RowError(f"is not JSON ({error})", "write one JSON object on each line")
+                yield number, loads(line)
+            except ValueError as error:
+                yield number, RowError(str(error), "write one JSON object on each line, in UTF-8")
 
 
 def _json(path: Path) -> Rows:
     try:
-        rows = json.loads(path.read_bytes().decode("utf-8-sig"))
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not JSON in UTF-8 ({error}); mend the file") from error
+        rows = loads(path.read_bytes())
+    except ValueError as error:
+        raise UserError(f"{path} {error}; mend the file: a list of objects, in UTF-8") from error
     if not isinstance(rows, list):
         raise UserError(f"{path} holds {_kind(rows)}; expected a list of objects, [{{…}}, {{…}}]")
     yield from enumerate(rows, start=1)
@@ -159,7 +166,7 @@ def _parquet(path: Path) -> Rows:
                 for values in batch.to_pylist():
                     number += 1
                     yield number, values
-    except (pyarrow.ArrowException, ValueError) as error:
+    except (pyarrow.ArrowException, ValueError, OverflowError) as error:  # a date beyond Python's
         raise UserError(f"{path} cannot be read as Parquet ({error}); write the file again") from error
 
 
@@ -168,34 +175,61 @@ def _saved(path: Path, source: str, split: str) -> Rows:
 
     try:
         found = datasets.load_from_disk(str(path))
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except Exception as error:  # it raises whatever the folder's JSON makes it stumble over
         raise UserError(
-            f"{source} is no folder saved with datasets' save_to_disk ({error}); name a file in it, or save"
-            " it that way"
+            f"{source} is no folder saved with datasets' save_to_disk ({_sentence(error)}); name a file in it, or"
+            " save it that way"
         ) from error
     if isinstance(found, datasets.DatasetDict):
         name = split or next(iter(found), "")
         if name not in found or (not split and len(found) > 1):
-            splits = ", ".join(map(str, found))
+            splits = named(found)
             raise UserError(f"{source}: name one of its splits ({splits}) like {path}#{name}")
         found = found[name]
     elif split:
         raise UserError(f"{source}: this data set has no splits; leave away #{split}")
-    yield from enumerate(found, start=1)
+    yield from enumerate(_texts(found), start=1)
 
 
 def _hub(source: str) -> Rows:
     import datasets
 
     name, _, split = source.removeprefix("hub:").partition("#")
+    if not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name):
+        raise UserError(f"{source}: no name on the hub; write hub:OWNER/NAME, and a folder without hub:")
+    if Path(name).exists():
+        # datasets would read that, whatever is in it, and say nothing.
+        raise UserError(
+            f"{source}: {name} is also a folder here; give its path without hub:, or start elsewhere"
+        )
     try:
         found = datasets.load_dataset(name, split=split or "train")
-    except (OSError, ValueError, RuntimeError) as error:
+    except Exception as error:  # it raises whatever its files make it stumble over
         raise UserError(
-            f"{source} could not be loaded ({error}); check its name, its split (hub:NAME#SPLIT) and the"
+            f"{source} could not be loaded ({_sentence(error)}); check its name, its split (hub:NAME#SPLIT) and the"
             " network"
         ) from error
-    yield from enumerate(found, start=1)
+    yield from enumerate(_texts(found), start=1)
+
+
+def _texts(found: Any) -> Any:
+    """The data set without the columns that its features would open."""
+    return found.remove_columns([name for name, feature in found.features.items() if _is_media(feature)])
+
+
+def _is_media(feature: Any) -> bool:
+    if isinstance(feature, dict | list):
+        return any(map(_is_media, feature.values() if isinstance(feature, dict) else feature))
+    inside = getattr(feature, "feature", None)
+    return (
+        _is_media(inside)
+        if inside is not None
+        else getattr(feature, "_type", "") != "Json" and hasattr(feature, "decode")
+    )
+
+
+def _sentence(error: Exception) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__
 
 
 def _kind(value: object) -> str:

@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
+from ppolite.config.strict_json import loads
 from ppolite.models.body import Body, decoder_of, layer_path, layers_of, wide
 from ppolite.models.load import load_causal
 from ppolite.models.roles import Norm, Roles, same_bottom
@@ -207,7 +208,9 @@ def _policy_weights(roles: Roles, source: str) -> dict[str, Tensor]:
 def _adapter_file(roles: Roles, source: str) -> dict[str, Tensor]:
     assert roles.lora is not None
     try:
-        made = json.loads((Path(source) / "adapter_config.json").read_text(encoding="utf-8"))
+        made = loads((Path(source) / "adapter_config.json").read_bytes())
+        if not isinstance(made, dict):
+            raise ValueError("adapter_config.json holds no object")
         given = load_file(Path(source) / "adapter_model.safetensors")
     except (OSError, ValueError, SafetensorError) as error:
         raise UserError(f"ppo.start {source}: cannot be read ({error}); name another adapter") from error

@@ -6,11 +6,12 @@ they are run in is `compute_dtype`'s answer.
 
 from __future__ import annotations
 
+import json
+import shlex
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     AutoModelForCausalLM,
@@ -21,8 +22,12 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from ppolite.config import at_home
 from ppolite.models.roles import Norm
 from ppolite.types import UserError
+
+PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl"}
+"""Endings of weights that torch pickles."""
 
 
 def pick_device(name: str) -> torch.device:
@@ -54,41 +59,87 @@ def _cpu_flags() -> set[str]:
     return set()
 
 
-def _source(source: str) -> tuple[str, dict[str, Any]]:
-    path = Path(source).expanduser()
+def _source(source: str, kind: str) -> tuple[str, dict[str, Any]]:
+    path = at_home(source)
     if path.suffix == ".gguf":
         if not path.is_file():
-            raise UserError(f"model {source}: no such file")
+            raise UserError(f"model {source}: no such file; look at its path")
         return str(path.parent), {"gguf_file": path.name}
     if path.is_dir():
+        if (path / "adapter_config.json").exists():
+            raise UserError(
+                f"model {source}: an adapter, or a model with one in it; merge it into its model and name the result. "
+                + _merging(source, kind)
+            )
         if not any(path.glob("*.safetensors")):
-            pickled = [p.name for p in [*path.glob("*.bin"), *path.glob("*.pt")]]
-            if pickled:
-                raise UserError(
-                    f"model {source}: {pickled[0]} is a pickle, which can run code; convert it to safetensors"
-                )
-            raise UserError(f"model {source}: the folder holds no .safetensors weights")
+            if pickled := _pickles(path):
+                raise UserError(f"model {source}: {_about_pickle(pickled[0], kind)}")
+            raise UserError(f"model {source}: the folder holds no .safetensors weights; name another")
         return str(path), {}
+    if path.suffix in PICKLES and path.is_file():
+        raise UserError(f"model {source}: {_about_pickle(path, kind)}")
+    if path.is_file():
+        raise UserError(f"model {source}: a file; name a folder in HF format, a .gguf file or a hub id")
     if path.is_absolute() or source.startswith("."):
-        raise UserError(f"model {source}: no such folder")
+        raise UserError(f"model {source}: no such folder; look at its path")
     return source, {}
 
 
+def _pickles(folder: Path) -> list[Path]:
+    found = sorted(p for p in folder.iterdir() if p.suffix in PICKLES)
+    return [p for p in found if p.name.startswith("pytorch_model")] or found
+
+
+def _about_pickle(path: Path, kind: str) -> str:
+    """Why it is not opened, and a command for those who trust it. Nothing of ours unpickles, so it is not ours."""
+    if path.name.startswith("pytorch_model"):
+        here = json.dumps(str(path.parent), ensure_ascii=False)
+        code = (
+            f"from transformers import {kind} as M; m = M.from_pretrained({here}); m.save_pretrained({here})"
+        )
+    else:
+        here, target = (
+            json.dumps(str(p), ensure_ascii=False) for p in (path, path.with_name("model.safetensors"))
+        )
+        code = (
+            f'import torch; from safetensors.torch import save_file as s; t = torch.load({here}, "cpu"); '
+            f"s({{k: v.clone() for k, v in t.items()}}, {target})"
+        )
+    return (
+        f"{path.name} is a pickle, which can run code when it is opened, so it is not. If you trust who made it, this "
+        "command, which needs no network, has torch read the weights in it and nothing else, and writes them beside "
+        f"it as model.safetensors: {shlex.join(['python', '-c', code])}"
+    )
+
+
+def _merging(source: str, kind: str) -> str:
+    auto = (
+        "AutoPeftModelForCausalLM" if kind != "AutoModelForSequenceClassification" else f"AutoPeft{kind[4:]}"
+    )
+    here, target = (json.dumps(p, ensure_ascii=False) for p in (source, f"{source.rstrip('/')}-merged"))
+    code = (
+        f"from peft import {auto} as M; m = M.from_pretrained({here}).merge_and_unload(); "
+        f"m.save_pretrained({target})"
+    )
+    return f"This command does it: {shlex.join(['python', '-c', code])}"
+
+
 def _pretrained(auto: Any, source: str, trust_remote_code: bool, **more: Any) -> Any:
-    name, kwargs = _source(source)
+    name, kwargs = _source(source, auto.__name__)
     try:
         return auto.from_pretrained(name, trust_remote_code=trust_remote_code, **kwargs, **more)
-    except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
+    except Exception as error:  # it raises whatever a broken file makes it stumble over
         if isinstance(error, OSError) and not Path(name).is_dir():
             raise UserError(
-                f"model {source}: neither a folder here nor to be had from the hub; check name and network"
+                f"model {source}: neither a folder here nor to be had from the hub as safetensors; check name and "
+                "network"
             ) from error
         if not trust_remote_code and "custom code" in str(error):
             raise UserError(
                 f"model {source}: it brings Python of its own; read it, then set trust_remote_code: true"
             ) from error
-        reason = " ".join(str(error).split())[:300]
-        raise UserError(f"model {source}: cannot be loaded ({reason})") from error
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise UserError(f"model {source}: cannot be loaded ({reason}); get or make it anew") from error
 
 
 def load_tokenizer(source: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
@@ -102,6 +153,10 @@ def _model(auto: Any, source: str, device: torch.device, trust_remote_code: bool
     model, info = _pretrained(
         auto, source, trust_remote_code, dtype=torch.float32, output_loading_info=True, **kind
     )
+    if getattr(model, "_hf_peft_config_loaded", False):
+        raise UserError(
+            f"model {source}: it brings an adapter along; merge it into its model and name the result"
+        )
     if missing := sorted(info["missing_keys"]):
         raise UserError(
             f"model {source}: it lacks weights of {type(model).__name__} ({', '.join(missing[:3])}): it is a"

@@ -82,7 +82,7 @@ def trainable(body: Body, train: Train, *, own: bool = False) -> tuple[Body, Lor
     `own`: nobody else needs its weights as they are, so that no copy is made.
     """
     if train.kind == "lora":
-        return body, body.add_lora(train.lora_rank, train.lora_alpha)
+        return body, body.add_lora(train.rank, train.alpha)
     full = train.kind == "full"
     learner = body if own else body.clone(embed=full)
     for module in (learner.layers, learner.norm, *((learner.front, learner.head) if full else ())):

@@ -7,16 +7,16 @@ The same page as that of a language run, from `metrics.jsonl`, `eval.json`, `rec
 
 from __future__ import annotations
 
-import html
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from ppolite.obs.plots import HELDOUT, TRAIN, Panel, Row, grid
-from ppolite.obs.report import figure, page, section
+from ppolite.obs.report import escaped, figure, page, section
+from ppolite.obs.run_files import ControlEvaluation, read_json
 from ppolite.obs.sinks import read_metrics
+from ppolite.types import UserError
 
 PANELS: list[Panel] = [
     (
@@ -41,9 +41,14 @@ def write_control_report(run_dir: str | Path) -> Path:
     """Write `control.png` and `report.html` into the run's folder, and return the path of the latter."""
     run = Path(run_dir)
     rows: list[Row] = [row for row in read_metrics(run) if row["stage"] == "control"]
-    result: dict[str, Any] = json.loads((run / "eval.json").read_text(encoding="utf-8"))
+    path, remedy = run / "eval.json", f"delete it and run `ppolite control {run}` again"
+    result = read_json(path, ControlEvaluation, remedy)
+    if result is None:
+        raise UserError(f"{path}: there is no such file; `ppolite control {run}` makes it")
     sections = {
-        "result": section("result", f"{html.escape(result['env'])}, {result['algorithm']}", _table(result))
+        "result": section(
+            "result", f"{escaped(result['env'])}, {escaped(result['algorithm'])}", _table(result)
+        )
     }
     if plots := grid([(panel, rows) for panel in PANELS]):
         plots.savefig(run / "control.png", dpi=150)
@@ -52,7 +57,7 @@ def write_control_report(run_dir: str | Path) -> Path:
     if (run / "agent.gif").exists():
         caption = "The first seconds of one episode, with the likeliest action in every state."
         sections["agent"] = section("agent", "The agent", figure(run / "agent.gif", caption))
-    recipe = html.escape((run / "recipe.yaml").read_text(encoding="utf-8"))
+    recipe = escaped((run / "recipe.yaml").read_text(encoding="utf-8"))
     sections["settings"] = section("settings", "Settings", f"<pre>{recipe}</pre>\n")
     path = run / "report.html"
     path.write_text(page(run.resolve().name, _facts(rows), sections), encoding="utf-8")
@@ -76,5 +81,5 @@ def _facts(rows: Sequence[Row]) -> str:
     speeds = [row["time/steps_per_s"] for row in rows if row.get("time/steps_per_s")]
     if not speeds:
         return "A ppolite control run without a line of metrics."
-    episodes = sum(row.get("episodes", 0) for row in rows)
+    episodes = sum(row["episodes"] for row in rows if isinstance(row.get("episodes"), int))
     return f"{rows[-1]['step']:,} steps · {episodes:,} episodes · median {median(speeds):,.0f} steps/s"

@@ -79,8 +79,15 @@ def write_plots(rows: Sequence[Row], calibration: Sequence[Sequence[float]], fol
 
 def points(rows: Iterable[Row], x: str, y: str) -> tuple[list[float], list[float]]:
     """Both coordinates of the rows that have both."""
-    pairs = [(r[x], r[y]) for r in rows if r.get(x) is not None and r.get(y) is not None]
+    pairs = [
+        (_drawable(r[x]), _drawable(r[y])) for r in rows if r.get(x) is not None and r.get(y) is not None
+    ]
     return [p[0] for p in pairs], [p[1] for p in pairs]
+
+
+def _drawable(value: float) -> float:
+    """Within what matplotlib finds ticks for: at 1e308 it fails with "arange: cannot compute length"."""
+    return 0.0 if abs(value) < 1e-100 else max(-1e100, min(value, 1e100))
 
 
 def grid(panels: Sequence[tuple[Panel, list[Row]]]) -> Figure | None:
@@ -140,7 +147,8 @@ def _reward_vs_kl(rows: list[Row]) -> Figure | None:
 def _calibration(bins: Sequence[Sequence[float]]) -> Figure | None:
     if not bins:
         return None
-    pred, target, count = zip(*bins, strict=True)
+    pred, target = ([_drawable(b[i]) for b in bins] for i in (0, 1))
+    count = [b[2] for b in bins]
     figure = Figure(figsize=(4.2, 3.6), layout="constrained")
     axes = figure.add_subplot()
     ends = [min(*pred, *target), max(*pred, *target)]

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import re
 import shutil
@@ -23,6 +24,7 @@ from typing import Any, NamedTuple, TextIO
 from rich.console import Console
 from rich.text import Text
 
+from ppolite.config.strict_json import loads
 from ppolite.obs.visible import visible
 from ppolite.types import UserError
 
@@ -104,13 +106,13 @@ class _ScoredFile:
     """The rows of a scored-data file and the lines they came from. Only `write_score` changes it."""
 
     def __init__(self, path: Path):
-        self.path = path.resolve()  # a rename over a link would replace the link
         try:
-            text = self.path.read_bytes().decode("utf-8-sig")
+            text = path.read_bytes().decode("utf-8-sig")
         except OSError as error:
             raise UserError(f"{path}: {error.strerror}; `ppolite sample` writes files to score") from error
         except UnicodeDecodeError as error:
             raise UserError(f"{path} is not UTF-8 text (byte {error.start}); expected jsonl") from error
+        self.path = path.resolve()  # a rename over a link would replace the link
         self._lines = text.split("\n")
         self._line_of = [i for i, line in enumerate(self._lines) if line.strip()]
         self.rows = [_row(self._lines[i], f"{path} row {i + 1}") for i in self._line_of]
@@ -142,9 +144,9 @@ class _ScoredFile:
 
 def _row(line: str, where: str) -> dict[str, Any]:
     try:
-        row = json.loads(line)
+        row = loads(line)
     except ValueError as error:
-        raise UserError(f"{where} is not JSON ({error}); expected an object a line") from error
+        raise UserError(f"{where} {error}; expected an object a line") from error
     if not isinstance(row, dict):
         raise UserError(f"{where} is a {type(row).__name__}; expected an object with 'prompt' and 'response'")
     prompt, score = row.get("prompt"), row.get("score")
@@ -152,17 +154,29 @@ def _row(line: str, where: str) -> dict[str, Any]:
         raise UserError(f"{where}: 'prompt' is {prompt!r:.40}; expected text or a list of role and content")
     if not isinstance(row.get("response"), str):
         raise UserError(f"{where}: 'response' is {row.get('response')!r:.40}; expected text")
-    if score is not None and (isinstance(score, bool) or not isinstance(score, int | float)):
+    if score is not None and not _is_score(score):
         raise UserError(
             f"{where}: 'score' is {score!r:.40}; expected a number, or null for a row to be rated"
         )
     return row
 
 
+def _is_score(score: Any) -> bool:
+    if isinstance(score, bool) or not isinstance(score, int | float):
+        return False
+    return isinstance(score, int) or math.isfinite(score)
+
+
 def _is_messages(prompt: Any) -> bool:
-    return isinstance(prompt, list) and all(
-        isinstance(turn, dict) and isinstance(turn.get("role"), str) and isinstance(turn.get("content"), str)
-        for turn in prompt
+    return (
+        isinstance(prompt, list)
+        and bool(prompt)
+        and all(
+            isinstance(turn, dict)
+            and isinstance(turn.get("role"), str)
+            and isinstance(turn.get("content"), str)
+            for turn in prompt
+        )
     )
 
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import base64
 import html
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,12 +19,14 @@ from statistics import median
 from typing import Any
 
 from ppolite.obs.plots import write_plots
+from ppolite.obs.run_files import Evaluation, read_json
 from ppolite.obs.sinks import read_metrics
 from ppolite.obs.token_view import load_rollouts, token_view
 from ppolite.obs.visible import visible
 from ppolite.types import UserError
 
 Eval = Mapping[str, Any]
+AGAIN = "delete it and run `ppolite eval` again"
 
 PROXY = '<span class="tag proxy">proxy: what PPO climbs</span>'
 JUDGE = '<span class="tag judge">independent judge</span>'
@@ -56,7 +57,7 @@ def write_report(run_dir: str | Path) -> Path:
     run = Path(run_dir)
     if not run.is_dir():
         raise UserError(f"{run} is no run folder; give one that `ppolite run` wrote")
-    rows, results = read_metrics(run), _read_eval(run / "eval.json")
+    rows, results = read_metrics(run), read_json(run / "eval.json", Evaluation, AGAIN) or {}
     plots = write_plots(rows, results.get("rm_calibration") or [], run)
     rollouts, complaints = load_rollouts(run / "rollouts")
     curves = _figures(plots, ["ppo", "reward_vs_kl"], "no PPO steps in metrics.jsonl")
@@ -70,18 +71,6 @@ def write_report(run_dir: str | Path) -> Path:
     path = run / "report.html"
     path.write_text(page(run.resolve().name, _facts(rows), sections), encoding="utf-8")
     return path
-
-
-def _read_eval(path: Path) -> Eval:
-    try:
-        results = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON ({error}); delete it and run `ppolite eval` again") from error
-    if not isinstance(results, dict):
-        raise UserError(f"{path} holds no object; delete it and run `ppolite eval` again")
-    return results
 
 
 def page(name: str, facts: str, sections: Mapping[str, str]) -> str:

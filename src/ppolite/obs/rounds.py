@@ -11,17 +11,16 @@ preferred.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Group
-from rich.markup import escape
 from rich.table import Table
 
 from ppolite.obs.report import escaped, page, section, shown
-from ppolite.obs.visible import visible
+from ppolite.obs.run_files import Rounds, read_json
+from ppolite.obs.table import safe
 from ppolite.types import UserError
 
 Result = Mapping[str, Any]
@@ -33,14 +32,10 @@ def is_iterated(run_dir: Path) -> bool:
 
 def read_rounds(run_dir: Path) -> Result:
     """What `ppolite iterate` wrote. Raises UserError for a file that holds something else."""
-    path = run_dir / "rounds.json"
-    try:
-        result = json.loads(path.read_text(encoding="utf-8"))
-        _ = result["policies"][0]["score"], result["samples"], result["scored_by"], result["taught_by"]
-    except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
-        raise UserError(
-            f"{path} cannot be read ({error!r}); delete it and run `ppolite iterate` again"
-        ) from error
+    path, remedy = run_dir / "rounds.json", "delete it and run `ppolite iterate` again"
+    result = read_json(path, Rounds, remedy)
+    if result is None:
+        raise UserError(f"{path}: there is no such file; run `ppolite iterate` again")
     return result
 
 
@@ -90,13 +85,16 @@ def _interval(ci: Sequence[float] | None) -> str:
 def rounds_table(result: Result, samples: int = 3) -> Group:
     """The figures and a few answers, for the terminal."""
     names = [p["name"] for p in result["policies"]]
+    names = [safe(name) for name in names]
     table = Table("on held-out prompts", *names)
     for label, cells in figures(result):
-        table.add_row(label, *cells)
-    table.caption = f"{result['evaluation']['prompts']} prompts; candidates scored by {result['scored_by']}"
+        table.add_row(safe(label), *cells)
+    table.caption = (
+        f"{result['evaluation']['prompts']} prompts; candidates scored by {safe(result['scored_by'])}"
+    )
     texts = Table("prompt", *names, title="samples", show_lines=True)
     for sample in result["samples"][:samples]:
-        texts.add_row(*(escape(visible(cell)) for cell in (sample["prompt"], *sample["answers"])))
+        texts.add_row(*map(safe, (sample["prompt"], *sample["answers"])))
     return Group(table, texts)
 
 

@@ -28,6 +28,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.text import Text
 
+from ppolite.config.strict_json import loads
 from ppolite.types import UserError
 
 if TYPE_CHECKING:
@@ -131,7 +132,7 @@ def _is_behind(line: bytes, stage: str, after: int | None) -> bool:
     if after is None:
         return False
     try:
-        row = json.loads(line)
+        row = loads(line)
         return row["stage"] == stage and row["step"] > after
     except (ValueError, TypeError, KeyError):
         return False  # `read_metrics` names it to the user
@@ -154,21 +155,31 @@ def read_metrics(run_dir: str | Path) -> list[dict[str, Any]]:
     its last step. An unfinished last line is ignored.
     """
     path = Path(run_dir) / METRICS
-    if not path.exists():
+    try:
+        text = path.read_bytes()
+    except FileNotFoundError:
         return []
     rows: dict[tuple[str, int], dict[str, Any]] = {}
-    for number, line in enumerate(path.read_bytes().splitlines(keepends=True), 1):
+    for number, line in enumerate(text.splitlines(keepends=True), 1):
         if not line.endswith(b"\n"):
             break
         try:
-            row = json.loads(line)
-            key = row["stage"], row["step"]
-        except (ValueError, TypeError, KeyError) as error:
-            raise UserError(
-                f"{path} line {number} is not an object with 'stage' and 'step'; mend or delete that line"
-            ) from error
-        rows.setdefault(key, {}).update(row)
+            row = _sound(loads(line))
+        except ValueError as error:
+            raise UserError(f"{path} line {number} {error}; mend or delete that line") from error
+        rows.setdefault((row["stage"], row["step"]), {}).update(row)
     return list(rows.values())
+
+
+def _sound(row: Any) -> dict[str, Any]:
+    """A line as `MetricsLog` writes it, where names with a slash are metrics. Raises ValueError."""
+    if not isinstance(row, dict) or not isinstance(row.get("stage"), str) or type(row.get("step")) is not int:
+        raise ValueError("is not an object with 'stage' and 'step'")
+    for name, value in row.items():
+        number = isinstance(value, float) or (isinstance(value, int) and abs(value) < 2**63)
+        if "/" in name and value is not None and not number:
+            raise ValueError(f"has {value!s:.40} for {name:.40}, which is not a number")
+    return row
 
 
 @contextmanager

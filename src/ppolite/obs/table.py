@@ -14,8 +14,6 @@ from ppolite.obs.visible import visible
 TEACHER = "judge (scored the training data as a stand-in for people: no independent witness)"
 
 ROWS = (
-    ("score", "{score}", "{:.2f}"),
-    ("judge", "{judge}", "{:.3f}"),
     ("length", "length, tokens", "{:.1f}"),
     ("distinct2", "distinct-2 (diversity)", "{:.3f}"),
     ("cut_share", "cut by the length limit", "{:.1%}"),
@@ -29,9 +27,10 @@ def before_after_table(result: Mapping[str, Any], samples: int = 4) -> Group:
     alone = sources == ["model"]
     score = "predicted score (reward model, trained against)" if alone else "score, trained against"
     rows = [
-        *ROWS[:1],
+        ("score", score, "{:.2f}"),
         *((f"reward/{name}", f"  {name}", "{:.3f}") for name in sources if not alone),
-        *ROWS[1:],
+        ("judge", judge, "{:.3f}"),
+        *ROWS,
     ]
     table = Table("on held-out prompts", "before (SFT)", "after (PPO)", "gain, 95 % interval")
     for key, label, form in rows:
@@ -40,13 +39,18 @@ def before_after_table(result: Mapping[str, Any], samples: int = 4) -> Group:
             continue
         interval = result.get(f"{key}_gain_ci95")
         gain = f"{after - before:+.2f}  [{interval[0]:+.2f}, {interval[1]:+.2f}]" if interval else ""
-        table.add_row(label.format(judge=judge, score=score), form.format(before), form.format(after), gain)
+        table.add_row(safe(label), form.format(before), form.format(after), safe(gain))
     table.add_row("KL to the SFT model, nats a sequence", "0", f"{result['kl_ref_seq']:.2f}", "")
     table.caption = f"{result['prompts']} prompts" + _agreement(result)
     texts = Table("prompt", "before", "after", title="samples", show_lines=True)
     for sample in result.get("samples", [])[:samples]:
-        texts.add_row(*(escape(visible(sample[k])) for k in ("prompt", "before", "after")))
+        texts.add_row(*(safe(sample[k]) for k in ("prompt", "before", "after")))
     return Group(table, texts)
+
+
+def safe(text: str) -> str:
+    """Text of models and data for a cell of rich: neither the terminal nor rich obeys it."""
+    return escape(visible(text))
 
 
 def _agreement(result: Mapping[str, Any]) -> str:

@@ -8,6 +8,7 @@ each the best, the middle and the worst by score.
 from __future__ import annotations
 
 import html
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic import BaseModel, ConfigDict
 
 from ppolite.obs.visible import visible
 
@@ -33,6 +35,24 @@ NUMBERS = [
 ]
 
 Record = Mapping[str, Any]
+Numbers = list[float | None] | None
+
+
+class Shown(BaseModel):
+    """What a row of a rollouts file must be to be shown; a run without a critic has no values."""
+
+    model_config = ConfigDict(strict=True)
+    step: int
+    prompt: str
+    score: float | None
+    tokens: list[str]
+    advantages: Numbers = None
+    ratio: Numbers = None
+    logprobs: Numbers = None
+    old_logprobs: Numbers = None
+    ref_logprobs: Numbers = None
+    values: Numbers = None
+    rewards: Numbers = None
 
 
 def load_rollouts(folder: Path) -> tuple[list[Record], list[str]]:
@@ -41,20 +61,28 @@ def load_rollouts(folder: Path) -> tuple[list[Record], list[str]]:
     complaints: list[str] = []
     for path in sorted(folder.glob("*.parquet")):
         try:
-            steps = pq.read_table(path, columns=["step"])["step"].to_pylist()
-        except (pa.ArrowException, OSError) as error:
-            complaints.append(f"{path.name} was left out: {error}")
+            steps = pq.read_table(path, columns=["step"])["step"].cast(pa.int64()).to_pylist()
+        except (pa.ArrowException, OSError, KeyError) as error:
+            complaints.append(_left_out(path, error))
             continue
-        tables += [(step, path) for step in set(steps)]
+        tables += [(step, path) for step in {*steps} - {None}]
     shown: list[Record] = []
     for step, path in [min(tables), max(tables)][: len({step for step, _ in tables})] if tables else []:
-        records = [r for r in pq.read_table(path).to_pylist() if r["step"] == step and r["tokens"]]
-        shown += _best_middle_worst(records)
+        try:
+            rows = [Shown.model_validate(row).model_dump() for row in pq.read_table(path).to_pylist()]
+        except (pa.ArrowException, OSError, ValueError) as error:
+            complaints.append(_left_out(path, error))
+            continue
+        shown += _best_middle_worst([r for r in rows if r["step"] == step and r["tokens"]])
     return shown, complaints
 
 
-def _best_middle_worst(records: list[Record]) -> list[Record]:
-    ranked = sorted(records, key=lambda r: r["score"], reverse=True)
+def _left_out(path: Path, error: Exception) -> str:
+    return f"{path.name} was left out: {' '.join(str(error).split())[:200]}"
+
+
+def _best_middle_worst(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    ranked = sorted(records, key=lambda r: -math.inf if r["score"] is None else r["score"], reverse=True)
     return [ranked[i] for i in sorted({0, len(ranked) // 2, len(ranked) - 1})] if ranked else []
 
 

@@ -11,15 +11,16 @@ import json
 from collections.abc import Callable, Sequence
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from pydantic import BaseModel, Field, model_validator
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from ppolite.types import Experience, Prompt, Rollout, UserError
+from ppolite.types import Experience, Finish, Prompt, Rollout, UserError
 
 Origin = dict[str, Any]
 """What samples depend on, as plain data; they are reused where it is the same."""
@@ -141,21 +142,38 @@ def read_samples(
     if not path.exists():
         return None
     try:
-        head, *rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        other = sorted(key for key in origin if head["origin"].get(key) != origin[key])
+        # Not splitlines(): a response may hold one of the other characters that end a line of text.
+        head, *lines = path.read_bytes().removesuffix(b"\n").split(b"\n")
+        drawn = _Head.model_validate_json(head).origin
+        other = sorted(key for key in origin if drawn.get(key) != origin[key])
         if other:
             say(f"{path}: its samples were drawn with another {', '.join(other)}; drawing anew")
             return None
+        rows = [_Sample.model_validate_json(line) for line in lines]
         return [
-            Rollout(
-                prompt,
-                row["prompt_ids"],
-                row["response_ids"],
-                row["response"],
-                torch.tensor(row["sampler_logprobs"]),
-                row["finish"],
-            )
-            for prompt, row in zip(prompts, rows, strict=True)
+            Rollout(p, r.prompt_ids, r.response_ids, r.response, torch.tensor(r.sampler_logprobs), r.finish)
+            for p, r in zip(prompts, rows, strict=True)
         ]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path}: cannot be read ({error!r}); delete it, so that it is drawn anew") from error
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{path}: cannot be read ({reason}); delete it, so that it is drawn anew") from error
+
+
+class _Head(BaseModel):
+    origin: Origin
+
+
+class _Sample(BaseModel):
+    """A line of `write_samples`."""
+
+    prompt_ids: Annotated[list[int], Field(min_length=1)]
+    response_ids: Annotated[list[int], Field(min_length=1)]
+    response: str
+    sampler_logprobs: list[float]
+    finish: Finish
+
+    @model_validator(mode="after")
+    def _agree(self) -> _Sample:
+        if len(self.sampler_logprobs) != len(self.response_ids):
+            raise ValueError("sampler_logprobs and response_ids differ in length")
+        return self

@@ -32,6 +32,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ppolite.config import Checkpoint
+from ppolite.config.strict_json import loads
 from ppolite.models.export import replaced
 from ppolite.types import UserError
 
@@ -73,7 +74,7 @@ class Checkpoints:
         """Whether to write one after this step."""
         if self.config.every is not None:
             return step % self.config.every == 0
-        return self._took is None or time.monotonic() - self._ended >= self._took / self.config.cost
+        return self._took is None or time.monotonic() - self._ended >= self._took / self.config.share
 
     def save(self, step: int, state: State) -> bool:
         """Write one. Where that fails, warns and returns False, or raises UserError, as the recipe has it."""
@@ -143,23 +144,23 @@ def write_state(folder: Path, state: State) -> None:
 def read_state(folder: Path) -> State:
     """What was written. Raises DamagedError for a folder that is not as it was; warns of other versions."""
     try:
-        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        manifest = loads((folder / "manifest.json").read_bytes())
         for name, size, digest in _fingerprints(folder):
             if manifest[name] != {"bytes": size, "sha256": digest}:
                 raise DamagedError(f"{name} is not as it was written")
-        tree = json.loads((folder / FILES[0]).read_text(encoding="utf-8"))
+        tree = loads((folder / FILES[0]).read_bytes())
         # Cloned into memory of torch's own: the last digit of a sum can depend on where a tensor begins.
         tensors = {name: tensor.clone() for name, tensor in load_file(folder / FILES[1]).items()}
         saved = _with_tensors(tree, tensors)
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        now, state = made_with(), saved["state"]
+        other = [f"{key} {was} (now {now[key]})" for key, was in saved["made"].items() if was != now[key]]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
         raise DamagedError(f"it cannot be read ({error!r})") from error
-    now = made_with()
-    other = [f"{key} {was} (now {now[key]})" for key, was in saved["made"].items() if was != now[key]]
     if other:
         log.warning(
             "%s: made with %s; the numbers to come can differ in the last digits", folder, ", ".join(other)
         )
-    return saved["state"]
+    return state
 
 
 def made_with() -> dict[str, Any]:

@@ -9,7 +9,6 @@ independent of them.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -34,6 +33,7 @@ from ppolite.stages.loop import (
     load_prompts,
     log,
     open_model,
+    read_agreement,
     round_folders,
     sft_folder,
     tests_of,
@@ -126,8 +126,7 @@ def evaluate_run(recipe: Recipe, run_dir: str | Path) -> dict[str, Any]:
     for when, rollouts in {"before": before, "after": after}.items():
         result |= {f"{key}_{when}": value for key, value in source_means(rollouts).items()}
     result["kl_ref_seq"] = mean(distance(roles, after, recipe.ppo))
-    agreement = run_dir / "reward" / "agreement.json"
-    report = json.loads(agreement.read_text(encoding="utf-8")) if agreement.exists() else {}
+    report = read_agreement(run_dir / "reward") or {}
     result["rm_spearman"] = report.get("spearman")
     result["rm_pearson"] = report.get("pearson")
     result["rm_pair_accuracy"] = report.get("pair_accuracy")

@@ -30,11 +30,21 @@ from ppolite.config import Data, Recipe, save_recipe
 from ppolite.data.candidates import STAND_IN, comparisons, lines, read_candidates
 from ppolite.data.split import split_by_prompt
 from ppolite.obs.rate import rate_file, replace_file
-from ppolite.obs.report import write_report
-from ppolite.obs.rounds import write_rounds_report
+from ppolite.obs.report import AGAIN, write_report
+from ppolite.obs.rounds import read_rounds, write_rounds_report
+from ppolite.obs.run_files import Evaluation, read_json
 from ppolite.rollout.evaluate import mean
 from ppolite.stages.evaluate import evaluate_run, judge_texts, side_by_side
-from ppolite.stages.loop import derive_seed, load_split, log, round_folders, shuffled, tests_of, write_json
+from ppolite.stages.loop import (
+    derive_seed,
+    load_split,
+    log,
+    read_agreement,
+    round_folders,
+    shuffled,
+    tests_of,
+    write_json,
+)
 from ppolite.stages.ppo import PPO
 from ppolite.stages.reward import RewardModel
 from ppolite.stages.run import check_unchanged, evaluated, is_finished, run_stage
@@ -115,7 +125,7 @@ class Iteration:
             self.learn(number, known, allow_changes=allow_changes)
             if not (self.folder(number + 1) / "eval.json").exists():
                 self.compare(number)
-        return json.loads((self.run_dir / "rounds.json").read_text(encoding="utf-8"))
+        return dict(read_rounds(self.run_dir))
 
     def folder(self, number: int) -> Path:
         return self.run_dir / f"round-{number}"
@@ -187,7 +197,7 @@ class Iteration:
         """`comparisons.jsonl`. Raises UserError where the reward model has learned from others, or for too few."""
         path, text = folder / "comparisons.jsonl", lines(known)
         if (folder / "reward").exists():
-            if not path.exists() or path.read_text(encoding="utf-8") != text:
+            if not path.exists() or path.read_bytes() != text.encode():
                 raise UserError(
                     f"{folder}: its reward model has learned from {path.name}, but the candidates' scores (or "
                     "reward.data) say something else now; put them back, or delete the rounds from this one on"
@@ -223,19 +233,21 @@ class Iteration:
         path, folders = self.run_dir / "rounds.json", [self.folder(n) for n in range(1, rounds + 1)]
         of = {"rounds": rounds, "evaluation": self.recipe.evaluation.model_dump()}
         if path.exists() and path.stat().st_mtime >= (folders[-1] / "eval.json").stat().st_mtime:
-            old = json.loads(path.read_text(encoding="utf-8"))
+            old = read_rounds(self.run_dir)
             if all(old.get(key) == value for key, value in of.items()):
                 return
         policies, samples = side_by_side(self.recipe, folders)
         for number, folder in enumerate(folders, 1):
-            look = json.loads((folder / "eval.json").read_text(encoding="utf-8"))
-            agreement = json.loads((folder / "reward" / "agreement.json").read_text(encoding="utf-8"))
+            look = read_json(folder / "eval.json", Evaluation, AGAIN)
+            agreement = read_agreement(folder / "reward")
+            assert look is not None
+            assert agreement is not None
             given = [row.score for row in self.candidates(number) if row.score is not None]
             policies[number - 1]["candidates_score"] = mean(given)
             policies[number] |= {
                 "kl_ref_seq": look["kl_ref_seq"],
                 "own_score": [look["score_before"], look["score_after"]],
-                "rm_right": agreement["by_origin"].get(f"round {number}"),
+                "rm_right": agreement.get("by_origin", {}).get(f"round {number}"),
             }
         by = STAND_IN if self.config.by == "judge" else "people"
         told = {"scored_by": by, "taught_by": self.taught_by, "policies": policies, "samples": samples}

@@ -25,6 +25,7 @@ from ppolite.data.readers import read_examples, read_preferences, read_prompts, 
 from ppolite.data.split import split_by_prompt
 from ppolite.models.load import compute_dtype, load_causal, load_reward, load_tokenizer, pick_device
 from ppolite.models.trunk import Trunk, checked_trunk
+from ppolite.obs.run_files import Agreement, read_json
 from ppolite.types import Prompt, UserError
 
 log = logging.getLogger("ppolite")
@@ -118,11 +119,9 @@ def open_reward(config: PPO, run_dir: Path, device: torch.device) -> Any:
     folder = run_dir / "reward"
     if not folder.exists():
         return None
-    report = folder / "agreement.json"
-    floor, accuracy = config.min_rm_accuracy, 0.0
-    if report.exists():
-        accuracy = json.loads(report.read_text(encoding="utf-8"))["pair_accuracy"]
-    elif floor:
+    report = read_agreement(folder)
+    floor, accuracy = config.least_accuracy, report["pair_accuracy"] if report else 0.0
+    if report is None and floor:
         raise UserError(
             f"{folder}: no agreement.json says how well this reward model agrees with people; train it "
             "here with `ppolite reward`, or go on with --set ppo.min_rm_accuracy=0"
@@ -134,6 +133,11 @@ def open_reward(config: PPO, run_dir: Path, device: torch.device) -> Any:
             "with --set ppo.min_rm_accuracy=0"
         )
     return load_reward(str(folder), device)
+
+
+def read_agreement(reward: Path) -> dict[str, Any] | None:
+    """How well a reward model agrees with people, as `ppolite reward` left it beside the model."""
+    return read_json(reward / "agreement.json", Agreement, f"train {reward} again with `ppolite reward`")
 
 
 READERS = {
@@ -151,7 +155,7 @@ def load_split(data: Data, kind: str, seed: int) -> tuple[list[Any], list[Any]]:
     for line in report.lines():
         log.info(line)
     held_out = data.held_out if data.held_out < 1 else int(data.held_out)
-    return split_by_prompt(items, held_out, seed)
+    return split_by_prompt(items, held_out, seed, source=data.path)
 
 
 def load_prompts(
@@ -368,7 +372,10 @@ def batches(
 
 
 def count_batches(items: int, size: int, epochs: float) -> int:
+    """Raises UserError where `epochs` is so small a share that no row is trained on."""
     whole, part = divmod(round(items * epochs), items)
+    if not whole and not part:
+        raise UserError(f"epochs is {epochs:g}, which of {items} rows takes none; raise it")
     return whole * math.ceil(items / size) + math.ceil(part / size)
 
 

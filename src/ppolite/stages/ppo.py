@@ -79,7 +79,7 @@ class PPO:
         self.updates = Updates(self.roles, self.config, self.skips, recipe.faults.skips, self.seed)
         kl = self.config.kl
         self.leash: Leash = (
-            AdaptiveLeash(kl.beta, kl.target, kl.horizon) if kl.target else FixedLeash(kl.beta)
+            AdaptiveLeash(kl.beta, kl.target, kl.reaction) if kl.target else FixedLeash(kl.beta)
         )
         self.rounds = Rounds(
             self.config,
@@ -110,9 +110,8 @@ class PPO:
         trunk = open_trunk(recipe, self.opened, probe)
         asks_model = scorer is None and config.asks_model
         reward = open_reward(config, self.run_dir, self.opened.device) if asks_model else None
-        if reward is None and config.critic_init == "reward":
-            where = "ppo.rewards" if scorer is None and not asks_model else self.run_dir
-            log.warning("no reward model in %s, so the critic starts at zero", where)
+        if reward is None and config.critic_start == "reward":
+            log.warning("no reward model in %s, so the critic starts at zero", self.run_dir)
         separate = (
             None
             if recipe.roles == "shared"
@@ -125,7 +124,7 @@ class PPO:
             recipe.train,
             reward,
             separate=separate,
-            critic_init=config.critic_init,
+            critic_init=config.critic_start,
             reward_scale=config.reward_scale,
         )
         if config.start:

@@ -135,10 +135,10 @@ class RewardModel:
         """The figure that PPO will ask for must exist once training is over."""
         targets = [row.target for row in self.held]
         spread = max(targets) - min(targets)
-        if self.config.kind == "scores" and (spread == 0 or spread < self.config.pair_gap):
+        if self.config.kind == "scores" and (spread == 0 or spread < self.config.gap):
             raise UserError(
                 f"reward.data {self.data.path}: the {len(targets)} held-out scores are at most "
-                f"{spread:g} apart, so no pair counts with reward.pair_gap {self.config.pair_gap:g}; lower "
+                f"{spread:g} apart, so no pair counts with reward.pair_gap {self.config.gap:g}; lower "
                 "it, or hold out more rows"
             )
 
@@ -251,7 +251,7 @@ class RewardModel:
                 "spearman": _finite(spearman(flat, targets)),
                 "pearson": _finite(pearson(flat, targets)),
                 "pair_accuracy": float(
-                    pair_accuracy(torch.tensor(flat), torch.tensor(targets), self.config.pair_gap)
+                    pair_accuracy(torch.tensor(flat), torch.tensor(targets), self.config.gap)
                 ),
                 "calibration": [list(group) for group in calibration(flat, targets)],
                 "held_out": len(targets),

@@ -7,13 +7,13 @@ A stage is finished when its result has its name in the folder; results get thei
 
 from __future__ import annotations
 
-import json
 import logging
 from pathlib import Path
 from typing import Any
 
 from ppolite.config import Recipe, changed_keys, load_recipe
-from ppolite.obs.report import write_report
+from ppolite.obs.report import AGAIN, write_report
+from ppolite.obs.run_files import Evaluation, read_json
 from ppolite.stages.checkpoint import stage_folder
 from ppolite.stages.evaluate import evaluate_run
 from ppolite.stages.loop import round_folders
@@ -85,8 +85,8 @@ def evaluated(recipe: Recipe, run_dir: Path) -> dict[str, Any] | None:
     path = run_dir / "eval.json"
     if not path.exists() or path.stat().st_mtime < (run_dir / "policy").stat().st_mtime:
         return None
-    result = json.loads(path.read_text(encoding="utf-8"))
-    return result if result.get("evaluation") == recipe.evaluation.model_dump() else None
+    result = read_json(path, Evaluation, AGAIN)
+    return result if result and result.get("evaluation") == recipe.evaluation.model_dump() else None
 
 
 def run_recipe(recipe: Recipe, run_dir: Path, *, allow_changes: bool = False) -> dict[str, Any]:

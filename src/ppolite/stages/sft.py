@@ -62,7 +62,7 @@ class SFT:
                 f"sft.data {self.config.data.path}: of {len(train)} examples to train on none fits in "
                 f"{self.limit} tokens; raise sft.max_tokens, or lower sft.data.held_out"
             )
-        self.held = self.encode(held, self.config.eval_examples)
+        self.held = self.encode(held, self.config.look_examples)
         self.trunk = open_trunk(recipe, self.opened, [p + r for p, r in self.train[:4]])
         self.body, _ = trainable(self.trunk.top, recipe.train, own=True)
         self.trunk.hold()
@@ -120,7 +120,7 @@ class SFT:
             stream = islice(self.stream(), session.step, None)
             for step, rows in zip(session, stream, strict=True):
                 row = self.learn(rows)
-                if step % config.eval_every == 0 or step == session.total:
+                if step % config.look_every == 0 or step == session.total:
                     row["loss/heldout"] = self.after = self.held_out_loss()
                 held_out = "" if self.after is None else f", held out {self.after:.3f}"
                 session.log(row, f"loss {row['loss/train']:.3f}{held_out}")

@@ -166,7 +166,7 @@ def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
     config, path = ppo(fun("a", scale=None)), tmp_path / "u.json"
     for text in ("{", "[]", "{}", "null"):
         path.write_text(text)
-        with pytest.raises(UserError, match=r"u\.json: cannot be read .*; delete it"):
+        with pytest.raises(UserError, match=r"u\.json.*; delete it"):
             units(config, Samples("x", "abc"), path)
 
 

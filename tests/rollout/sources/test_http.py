@@ -74,6 +74,18 @@ def test_what_is_sent_and_what_comes_back(make: Make, server: Server) -> None:
     }
 
 
+def test_empty_cells_are_null(make: Make, server: Server) -> None:
+    """Tables say NaN where they have nothing, which JSON has no form for."""
+    made = make(columns=("level", "notes"))
+    rows = [
+        said("a", level=float("nan"), notes=[1.5, float("inf")]),
+        said("b", level=2.0, notes={"x": float("nan")}),
+    ]
+    made.score(rows)
+    _, _, body = server.asked[0]
+    assert (body["level"], body["notes"]) == ([None, 2.0], [[1.5, None], {"x": None}])
+
+
 def test_columns_go_along_when_they_are_asked_for(make: Make, server: Server) -> None:
     make(columns=["answer"]).score([said("a", answer=3, secret=4), said("b")])
     assert server.asked[0][2]["answer"] == [3, None]

@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from jinja2 import TemplateError
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -72,7 +71,7 @@ class ClassifierScorer:
             turns = [*prompt.messages, {"role": "assistant", "content": answer}]
             try:
                 text = str(self.tokenizer.apply_chat_template(turns, tokenize=False))
-            except TemplateError as error:
+            except Exception as error:  # a template may stumble over anything
                 raise UserError(
                     f"{self.who}: its chat template refuses the conversation of {prompt.source or 'a prompt'} "
                     f"({error}); set reads to pair or response"

@@ -21,9 +21,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean, pstdev
+from typing import Annotated, Any
+
+from pydantic import Field, FiniteFloat
 
 from ppolite.config import PPO, Judge, ModelSource
 from ppolite.models.roles import Norm
+from ppolite.obs.run_files import Form, read_json
 from ppolite.rollout.record import Origin
 from ppolite.rollout.sources.foreign import checked
 from ppolite.types import Rollout, Scorer, UserError
@@ -123,18 +127,25 @@ def measured_units(
 
 
 def _on_file(path: Path, wanted: Origin) -> dict[str, Norm] | None:
-    if not path.exists():
+    kept = read_json(path, Measured, "delete it, so that it is measured anew")
+    if kept is None:
         return None
-    try:
-        kept = json.loads(path.read_text(encoding="utf-8"))
-        if kept["origin"] != wanted:
-            log.warning("%s: its units were measured with other sources or samples; measuring anew", path)
-            return None
-        return {title: Norm(float(u["shift"]), float(u["scale"])) for title, u in kept["units"].items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(
-            f"{path}: cannot be read ({error!r}); delete it, so that it is measured anew"
-        ) from error
+    if kept["origin"] != wanted:
+        log.warning("%s: its units were measured with other sources or samples; measuring anew", path)
+        return None
+    return {title: Norm(float(u["shift"]), float(u["scale"])) for title, u in kept["units"].items()}
+
+
+class _Unit(Form):
+    shift: FiniteFloat
+    scale: Annotated[FiniteFloat, Field(gt=0)]
+
+
+class Measured(Form):
+    """`reward_units.json`."""
+
+    origin: dict[str, Any]
+    units: dict[str, _Unit]
 
 
 def _write(path: Path, origin: Origin, units: Mapping[str, Norm]) -> None:

@@ -1,6 +1,7 @@
 """What other people's code and servers are handed, and what they hand back: in time, in number, in shape.
 
 sent        prompts, responses and columns of rollouts as plain lists
+without_nan numbers that JSON has no form for become null
 within      an answer, or TimeoutError
 checked     an answer that should be a list of finite numbers
 fault_of    what is wrong with it
@@ -48,6 +49,15 @@ def sent(rollouts: Sequence[Rollout], names: Iterable[str], who: str) -> dict[st
         read = BASICS.get(name, lambda r, name=name: r.prompt.columns.get(name))
         made[name] = [read(r) for r in rollouts]
     return made
+
+
+def without_nan(value: Any) -> Any:
+    """Null in the place of numbers that JSON has no form for, such as the empty cells of a table."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {key: without_nan(inner) for key, inner in value.items()}
+    return [without_nan(inner) for inner in value] if isinstance(value, list | tuple) else value
 
 
 def within(seconds: float, work: Callable[[], T]) -> T:

@@ -16,13 +16,9 @@ whole run, so what the module remembers stays. It is not a sandbox: the function
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import signal
-import subprocess
 import sys
-import weakref
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -30,6 +26,7 @@ from typing import Any
 from ppolite.config import FunctionSource
 from ppolite.rollout.sources import worker
 from ppolite.rollout.sources.foreign import BASICS, checked, quoted, sent, within
+from ppolite.rollout.sources.process import Process
 from ppolite.types import Rollout, UserError
 
 
@@ -39,7 +36,7 @@ class FunctionScorer:
     def __init__(self, config: FunctionSource) -> None:
         self.config = config
         self.who = f"reward function {config.function}"
-        self._process: _Process | None = None
+        self._process: Process | None = None
         self._signature: dict[str, Any] = {}
         self._start()
 
@@ -56,7 +53,7 @@ class FunctionScorer:
         return checked(scores, len(rollouts), self.who, "mend it and start again")
 
     def _start(self) -> None:
-        self._process = _Process()
+        self._process = Process(worker.__file__)
         path = [str(Path.cwd()), *(entry for entry in sys.path if entry)]
         self._signature = self._ask({"function": self.config.function, "path": path})
 
@@ -87,44 +84,3 @@ class FunctionScorer:
         code, self._process, self._signature = self._process.end(), None, {}
         assert code is not None, "it is called once"
         return code
-
-
-class _Process:
-    """A worker, ended with what it has started when nobody holds it any more."""
-
-    def __init__(self) -> None:
-        # -P: the folder of worker.py must not be searched for modules, since it has an http.py.
-        self._popen = subprocess.Popen(
-            [sys.executable, "-P", str(Path(worker.__file__))],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            encoding="utf-8",
-            start_new_session=True,
-        )
-        self.end = weakref.finalize(self, _end, self._popen)
-
-    def answer(self, line: str) -> str:
-        """Empty when the process has gone; its exit status is known then."""
-        assert self._popen.stdin is not None
-        assert self._popen.stdout is not None
-        with contextlib.suppress(BrokenPipeError):
-            self._popen.stdin.write(line + "\n")
-            self._popen.stdin.flush()
-        line = self._popen.stdout.readline()
-        if not line:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self._popen.wait(1)
-        return line
-
-
-def _end(popen: subprocess.Popen[str]) -> int:
-    """Kill the process and its group. Returns the exit status, which it may have had before."""
-    popen.poll()
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(popen.pid, signal.SIGKILL)
-    code = popen.wait()
-    for pipe in (popen.stdin, popen.stdout):
-        with contextlib.suppress(OSError):
-            assert pipe is not None
-            pipe.close()
-    return code

@@ -28,7 +28,7 @@ from urllib.parse import urlsplit
 import httpx2
 
 from ppolite.config import HttpSource
-from ppolite.rollout.sources.foreign import fault_of, quoted, sent, within
+from ppolite.rollout.sources.foreign import fault_of, quoted, sent, within, without_nan
 from ppolite.types import Rollout, UserError
 
 log = logging.getLogger("ppolite")
@@ -92,7 +92,7 @@ class HttpScorer:
 
     def _ask(self, body: dict[str, Any], count: int, timeout: float) -> list[float]:
         """One request. Raises _TryAgainError, or UserError where that would be no use."""
-        text = json.dumps(body, default=str)
+        text = json.dumps(without_nan(body), default=str)
         try:
             # The client's own timeout is of each read; a server that drips would never meet it.
             status, headers, answer = within(timeout, lambda: self._post(text))
