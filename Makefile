@@ -13,7 +13,7 @@ demo: $(READY) ## SFT, reward model and PPO on the film critic, into runs/demo
 	@$(BIN)/ppolite demo
 
 test: $(READY) ## the test suite (one file: make test ARGS=tests/ops)
-	@$(BIN)/python -m pytest -q $(ARGS)
+	@$(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile $(ARGS)
 
 oracles: .venv-oracles/.installed ## ops against torchrl, stable-baselines3, rlax and TRL
 	@.venv-oracles/bin/python -m pytest -q -c tests/oracles/pytest.ini tests/oracles $(ARGS)

@@ -54,6 +54,13 @@ def test_the_ends_of_the_unit_interval_never_pick_the_impossible(top_p: float) -
         assert (token_B.item(), logp_B.item()) == (1, 0.0)
 
 
+def test_a_broken_policy_s_tokens_have_log_probs_that_are_no_numbers() -> None:
+    logits_BV = torch.tensor([[0.0, torch.nan, 1.0], [0.0, 0.0, 50.0]])
+    token_B, logp_B = draw(logits_BV, torch.tensor([0.5, 0.5]), Sampling(1))
+    assert torch.isnan(logp_B).tolist() == [True, False]
+    assert token_B.tolist() == [2, 2]
+
+
 def test_a_tiny_top_p_is_greedy() -> None:
     logits_BV = torch.randn(20, 30, generator=torch.Generator().manual_seed(0))
     token_B, logp_B = draw(logits_BV.clone(), torch.linspace(0, 0.99, 20), Sampling(1, 1.0, 1e-6))

@@ -332,7 +332,7 @@ def test_the_next_answers_are_those_of_the_updated_weights(
     model = tiny.model(name)
     first = copy.deepcopy(model)
     trunk = Trunk(model, 0 if kind == "full" else 2, dtype)
-    body, _ = trainable(trunk.top, Train(kind=kind, lora_rank=2))
+    body, _ = trainable(trunk.top, Train(kind=kind, lora_rank=2 if kind == "lora" else None))
     trunk.hold()
     body.hold({})
     rows, _ = tiny.rows(shared=3)

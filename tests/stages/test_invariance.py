@@ -79,7 +79,7 @@ def world(family: str, kind: Any, layout: Layout, dtype: torch.dtype) -> Roles:
     judge = tiny.classifier(model, changed_from=TOP)
     reward: Any = (judge, judge.score, Norm(mean=0.3, std=1.7, offset=0.2))
     trunk = Trunk(model, layout.split, dtype, packed=layout.packed)
-    return build_roles(trunk, Train(kind=kind, lora_rank=2), reward)
+    return build_roles(trunk, Train(kind=kind, lora_rank=2 if kind == "lora" else None), reward)
 
 
 def watched(roles: Roles) -> Iterator[tuple[str, torch.nn.Parameter]]:

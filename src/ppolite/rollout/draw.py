@@ -34,7 +34,8 @@ def draw(logits_BV: Tensor, uniform_B: Tensor, sampling: Sampling) -> tuple[Tens
     # Below the total wherever rounding puts u·total, since no token lies beyond. And a token without mass is never the
     # first whose sum is larger than something.
     target_B1 = torch.minimum(uniform_B[:, None] * total_B1, total_B1.nextafter(torch.zeros_like(total_B1)))
-    token_B1 = torch.searchsorted(cdf_BV, target_B1, right=True)
+    # A broken policy's NaN is never reached; its last token has log-prob NaN, which the trainer sees.
+    token_B1 = torch.searchsorted(cdf_BV, target_B1, right=True).clamp(max=logits_BV.shape[1] - 1)
     return token_B1[:, 0], (logits_BV.gather(1, token_B1) - top_B1 - total_B1.log())[:, 0]
 
 
