@@ -12,6 +12,7 @@ import itertools
 import socket
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ import torch.distributed
 import torch.multiprocessing
 from tests import tiny
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from ppolite.config import PPO, Data, Optim, Train
 from ppolite.models.load import Norm
@@ -49,6 +51,7 @@ class Layout:
     """Common tokens at the front of the prompts that the model is told to share; 0: none, by other rows beside them."""
     extra: int = 0
     """Columns of padding more than the rows need."""
+    recompute: bool = False
 
 
 LAYOUTS = {
@@ -61,8 +64,13 @@ LAYOUTS = {
     "another order": Layout(order=(4, 0, 6, 2, 1, 5, 3)),
     "no shared prefix": Layout(shared=0),
     "more padding": Layout(extra=9),
+    "recomputed": Layout(recompute=True),
+    "recomputed, without a prefix": Layout(recompute=True, shared=0),
     "all at once": Layout(
         split=1, packed=True, pack=25, budget=40, order=(6, 5, 4, 3, 2, 1, 0), shared=0, extra=2
+    ),
+    "recomputed packs": Layout(
+        split=1, packed=True, pack=25, budget=40, order=(6, 5, 4, 3, 2, 1, 0), recompute=True
     ),
 }
 
@@ -79,7 +87,8 @@ def world(family: str, kind: Any, layout: Layout, dtype: torch.dtype) -> Roles:
     judge = tiny.classifier(model, changed_from=TOP)
     reward: Any = (judge, judge.score, Norm(mean=0.3, std=1.7, offset=0.2))
     trunk = Trunk(model, layout.split, dtype, packed=layout.packed)
-    return build_roles(trunk, Train(kind=kind, lora_rank=2 if kind == "lora" else None), reward)
+    rank = 2 if kind == "lora" else None
+    return build_roles(trunk, Train(kind=kind, lora_rank=rank, recompute=layout.recompute), reward)
 
 
 def watched(roles: Roles) -> Iterator[tuple[str, torch.nn.Parameter]]:
@@ -185,8 +194,11 @@ def width(dtype: torch.dtype) -> Iterator[None]:
         return
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
+    # torch switches such a mode off in the backward pass, where layers are computed again.
+    again = partial(checkpoint, context_fn=lambda: (contextlib.nullcontext(), tiny.Wide()))
     try:
-        with tiny.Wide():
+        with pytest.MonkeyPatch.context() as patch, tiny.Wide():
+            patch.setattr("ppolite.models.recompute.checkpoint", again)
             yield
     finally:
         torch.set_default_dtype(before)
@@ -202,12 +214,12 @@ def test_layouts_give_one_gradient(name: str, kind: str, dtype: torch.dtype) -> 
     compare(found, plain, BOUND[dtype])
 
 
+@pytest.mark.parametrize("name", ["all at once", "recomputed packs"])
 @pytest.mark.parametrize("family", tiny.NAMES)
-def test_in_every_family(family: str) -> None:
+def test_in_every_family(family: str, name: str) -> None:
     with width(torch.float64):
         plain, found = (
-            gradients(layout, family, "layers", torch.float64)
-            for layout in (Layout(), LAYOUTS["all at once"])
+            gradients(layout, family, "layers", torch.float64) for layout in (Layout(), LAYOUTS[name])
         )
     compare(found, plain, BOUND[torch.float64])
 

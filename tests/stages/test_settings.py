@@ -55,6 +55,8 @@ class Outcome:
     error: str = ""
     widest: int = 0
     """Most tokens that went through a decoder layer at once while gradients were taken."""
+    passes: int = 0
+    """How often a decoder layer was run so."""
     owned: int = 0
     """Parameters that the four roles hold, each counted once."""
     checkpoints: list[list[int]] = field(default_factory=list)
@@ -119,16 +121,18 @@ def run(
         (folder / name).symlink_to(finished_run / name)
     seen = Outcome()
 
-    def watch(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+    def watch(module: nn.Module, args: tuple[Any, ...]) -> None:
         if type(module).__name__ == "LlamaMLP" and torch.is_grad_enabled():
             seen.widest = max(seen.widest, args[0].shape[0] * args[0].shape[1])
+            seen.passes += 1
 
     lines: list[str] = []
     listener = logging.Handler()
     listener.emit = lambda record: lines.append(record.getMessage())  # type: ignore[method-assign]
     log = logging.getLogger("ppolite")
     log.addHandler(listener)
-    hook = nn.modules.module.register_module_forward_hook(watch)
+    # Before the module runs: computed again, a layer ends with the last tensor that the backward pass asks for.
+    hook = nn.modules.module.register_module_forward_pre_hook(watch)
     try:
         if stage == "eval":
             seen.result = evaluate_run(recipe, folder)
@@ -182,6 +186,11 @@ def count(key: str) -> Callable[[Outcome], int]:
 
 def narrower(a: Outcome, b: Outcome) -> bool:
     return b.widest < a.widest and as_numbers_agree(a, b)
+
+
+def computed_twice(a: Outcome, b: Outcome) -> bool:
+    """For `verify`, layers are run without being gone back through in either."""
+    return 1.5 * a.passes < b.passes < 2 * a.passes and a.moved == b.moved
 
 
 def more_updates(a: Outcome, b: Outcome) -> bool:
@@ -269,6 +278,7 @@ CASES: dict[str, Case] = {
     "train.kind": Case("sft", "full", given={"trunk.split": 0}),
     "train.lora_rank": Case("sft", 2, given=LORA),
     "train.lora_alpha": Case("sft", 4.0, given=LORA),
+    "train.recompute": Case("ppo", True, computed_twice),
     **data_cases("sft", "sft.data", "examples", {"prompt": "q", "completion": "a"}),
     **optim_cases("sft", "sft.optim"),
     "sft.epochs": Case("sft", 2.0, more_updates),
@@ -466,3 +476,9 @@ def test_setting_does_something(key: str, outcome: Callable[[Case, Changes], Out
     case = CASES[key]
     base, changed = outcome(case, case.given), outcome(case, {**case.given, key: case.value})
     assert case.sees(base, changed), f"{base.error or base.result} → {changed.error or changed.result}"
+
+
+@pytest.mark.parametrize("stage", ["sft", "reward"])
+def test_recompute_in_the_other_stages(stage: str, outcome: Callable[[Case, Changes], Outcome]) -> None:
+    case = Case(stage, True)
+    assert computed_twice(*(outcome(case, {"train.recompute": value}) for value in (False, True)))

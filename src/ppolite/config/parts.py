@@ -53,6 +53,8 @@ class Train(Section):
     """For `lora`, the rank of the adapters' two factors; 16 when empty."""
     lora_alpha: float | None = Field(default=None, gt=0)
     """For `lora`: the adapter's output is scaled by alpha / rank; 32 when empty."""
+    recompute: bool = False
+    """Keep one hidden state a layer for the backward pass and compute the rest again in it: less memory, more time."""
 
     @property
     def rank(self) -> int:

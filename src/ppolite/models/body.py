@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from ppolite.models.recompute import Recomputed
 from ppolite.models.sequences import Sequences
 from ppolite.ops.logprobs import token_logprobs
 from ppolite.types import UserError
@@ -84,11 +85,10 @@ class _Skip(nn.Module):
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         for value in (*args, *kwargs.values()):
-            if isinstance(value, DynamicCache):
-                # Masks take their size from the first layers' cache, so a skipped layer needs a length too.
-                dummy = hidden_states.new_empty(hidden_states.shape[0], 1, hidden_states.shape[1], 1)
+            if isinstance(value, DynamicCache) and self.index == len(value.layers):
+                # Masks take their size from the first layers' cache, so a skipped layer has the prefix's length too.
+                dummy = hidden_states.new_empty(1, 1, hidden_states.shape[1], 1)
                 value.update(dummy, dummy, self.index)
-                break
         return hidden_states if self.h is None else self.h
 
 
@@ -154,6 +154,7 @@ class Body(nn.Module):
         own: dict[str, Any] = {norm_name: norm, **front}
         top = view(decoder, {layers_name: nn.ModuleList([*skips, *layers]), **own})
         whole = view(decoder, {layers_name: nn.ModuleList([*below, *layers]), **own})
+        self.recomputes = False
         # In tuples: not this module's parameters.
         self._shell = (decoder, whole, top, skips[-1] if skips else None)
         self._applied_head: tuple[Any] = (head,)
@@ -244,7 +245,8 @@ class Body(nn.Module):
             cache = DynamicCache()
             prefix = torch.arange(P, device=device)[None]
             self._run(seqs.prefix_P[None], seqs.h_prefix_1PD, None, prefix, cache)
-            cache.batch_repeat_interleave(len(ids))
+            if not self.recomputes:  # such layers repeat it themselves
+                cache.batch_repeat_interleave(len(ids))
         return self._run(ids, h, mask, positions, cache).flatten(0, 1), place_BT
 
     def _width(self, h: Tensor | None) -> torch.dtype:
@@ -255,7 +257,7 @@ class Body(nn.Module):
     def _run(
         self, ids: Tensor, h: Tensor | None, mask: Any, positions: Tensor, cache: DynamicCache | None
     ) -> Tensor:
-        _, whole, top, inject = self._shell
+        _, _, top, inject = self._shell
         kwargs: dict[str, Any] = {
             "attention_mask": mask,
             "position_ids": positions,
@@ -264,7 +266,7 @@ class Body(nn.Module):
         }
         with arithmetic(ids.device, self.dtype):
             if inject is None:
-                return last_hidden(whole, input_ids=ids, **kwargs)
+                return last_hidden(top, input_ids=ids, **kwargs)
             inject.h = h
             try:
                 return last_hidden(top, inputs_embeds=h, **kwargs)
@@ -334,6 +336,14 @@ class Body(nn.Module):
         )
         inject_adapter_in_model(config, self.layers)
         return config
+
+    def recompute(self) -> None:
+        """Keep one hidden state a layer for the backward pass, and compute the rest again in it (recompute.py)."""
+        _, _, top, _ = self._shell
+        again = [Recomputed(layer, self.start + i) for i, layer in enumerate(self.layers)]
+        name, _ = layer_path(top)
+        setattr(top, name, nn.ModuleList([*layers_of(top)[: self.start], *again]))
+        self.recomputes = True
 
     @contextmanager
     def adapters(self, on: bool) -> Iterator[None]:

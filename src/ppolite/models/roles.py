@@ -81,14 +81,17 @@ def trainable(body: Body, train: Train, *, own: bool = False) -> tuple[Body, Lor
 
     `own`: nobody else needs its weights as they are, so that no copy is made.
     """
+    full, lora = train.kind == "full", None
     if train.kind == "lora":
-        return body, body.add_lora(train.rank, train.alpha)
-    full = train.kind == "full"
-    learner = body if own else body.clone(embed=full)
-    for module in (learner.layers, learner.norm, *((learner.front, learner.head) if full else ())):
-        if module is not None:
-            module.requires_grad_(True)
-    return learner, None
+        lora = body.add_lora(train.rank, train.alpha)
+    else:
+        body = body if own else body.clone(embed=full)
+        for module in (body.layers, body.norm, *((body.front, body.head) if full else ())):
+            if module is not None:
+                module.requires_grad_(True)
+    if train.recompute:
+        body.recompute()
+    return body, lora
 
 
 def scalar_head(body: Body, *, bias: bool) -> nn.Linear:

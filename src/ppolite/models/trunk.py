@@ -121,7 +121,12 @@ class Trunk:
 
 
 def verify(
-    model: PreTrainedModel, split: int, rows: Sequence[Sequence[int]], *, packed: bool | None = None
+    model: PreTrainedModel,
+    split: int,
+    rows: Sequence[Sequence[int]],
+    *,
+    packed: bool | None = None,
+    recompute: bool = False,
 ) -> float:
     """Largest difference between the split path and the plain forward pass on real tokens.
 
@@ -132,6 +137,8 @@ def verify(
     pairs = [list(r) if len(r) > 1 else [*r, *r] for r in rows]
     halves = [(r[: len(r) // 2], r[len(r) // 2 :]) for r in pairs]
     trunk = Trunk(model, split, model.dtype, packed=packed)
+    if recompute:
+        trunk.top.recompute()
     device = trunk.top.device
     watched = list(trunk.top.layers[-1].parameters())
     trunk.top.layers[-1].requires_grad_(True)
@@ -165,16 +172,21 @@ def checked_trunk(
     rows: Sequence[Sequence[int]],
     say: Callable[[str], None],
     dtype: torch.dtype = torch.float32,
+    *,
+    recompute: bool = False,
 ) -> Trunk:
     """A trunk that was compared with the plain model; falls back to split 0, announced, where they differ.
 
-    Raises UserError when even the unsplit path differs: then log-probs would be wrong.
+    Raises UserError when even the unsplit path differs, or where `recompute` makes the difference: then log-probs or
+    gradients would be wrong.
     """
     tolerance = 1e-3  # both sides run in float32, the dtype of loaded weights
-    gap = verify(model, split, rows)
+    gap = verify(model, split, rows, recompute=recompute)
     if gap <= tolerance:
         return Trunk(model, split, dtype)
     name = type(model).__name__
+    if recompute and verify(model, split, rows) <= tolerance:
+        raise UserError(f"train.recompute changes {name}'s results by {gap:.2g}; set it to false")
     if verify(model, split, rows, packed=False) <= tolerance:
         say(f"rows that are laid end to end change {name}'s results by {gap:.2g}; going on with padded ones")
         return Trunk(model, split, dtype, packed=False)
