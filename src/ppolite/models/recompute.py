@@ -1,15 +1,17 @@
-"""Layers that keep their input alone and compute the rest again in the backward pass (Chen et al. 2016, arXiv 1604.06174).
+"""Layers that keep their input alone and compute the rest again in the backward pass (arXiv 1604.06174).
 
-    layers = [Recomputed(layer, i) for i, layer in enumerate(layers)]      # the same ones, run by torch.utils.checkpoint
+    layers = [Recomputed(layer, i) for i, layer in enumerate(layers)]      # the same ones, each run twice
 
-What a layer keeps for its backward pass is a dozen times its input. HF's own switch needs train mode and has no cache; here
-the model stays in eval mode, and the cache is where the keys and values of the shared prefix are. Into it a layer writes,
-which must not happen again when the layer is computed again. So every call works on a cache of its own, made from the
-prefix's keys and values as they are; and what a run over the prefix itself has left there goes into the model's cache as a
-result of the layer, with its gradient. The prefix is repeated for the rows inside the layer, and so is not kept either.
+What a layer keeps for its backward pass is a dozen times its input. HF's own switch needs train mode and has no
+cache; here the model stays in eval mode, and the cache is where the keys and values of the shared prefix are. Into it
+a layer writes, which must not happen again when the layer is computed again. So every call works on a cache of its
+own, made from the prefix's keys and values as they are; and what a run over the prefix itself has left there goes into
+the model's cache as a result of the layer, with its gradient. The prefix is repeated for the rows inside the layer, and
+so is not kept either.
 
-Gradients of the film critic's policy and critic from layer 10 on, 16 rows of 32 tokens in one micro-batch: beyond weights
-and gradients 327 MiB instead of 762, and 21 s of one core instead of 17 (135M, float32, EPYC Milan, November 2026).
+Gradients of the film critic's policy and critic from layer 10 on, 16 rows of 32 tokens in one micro-batch: beyond
+weights and gradients 327 MiB instead of 762, and 21 s of one core instead of 17 (135M, float32, EPYC Milan, November
+2026).
 """
 
 from __future__ import annotations
