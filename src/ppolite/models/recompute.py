@@ -46,11 +46,12 @@ class Recomputed(nn.Module):
 
         def run(hidden_states: Tensor) -> tuple[Any, Tensor, Tensor]:
             own = _copy(before)
-            if index < len(own.layers):
-                own.layers[index].batch_repeat_interleave(len(hidden_states))
+            kept: list[Any] = own.layers
+            if index < len(kept):
+                kept[index].batch_repeat_interleave(len(hidden_states))
             again, named = _with(own, args, kwargs)
             out = layer(hidden_states, *again, **named)
-            return out, own.layers[index].keys, own.layers[index].values
+            return out, kept[index].keys, kept[index].values
 
         out, keys, values = checkpoint(run, hidden_states, use_reentrant=False, preserve_rng_state=False)
         if index == len(caches[0].layers):  # this is the prefix
