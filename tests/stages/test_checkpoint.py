@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -54,7 +55,10 @@ def test_a_state_comes_back_to_the_bit(tmp_path: Path) -> None:
     assert not same(state(8), found[1])
 
 
-def test_the_last_few_are_kept_and_none_once_the_stage_is_done(tmp_path: Path) -> None:
+def test_the_last_few_are_kept_and_none_once_the_stage_is_done(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
     checkpoints = made(tmp_path, keep=2)
     for step in (9, 10, 11):
         checkpoints.save(step, state(step))
@@ -65,6 +69,7 @@ def test_the_last_few_are_kept_and_none_once_the_stage_is_done(tmp_path: Path) -
     assert found[1]["step"] == 12
     checkpoints.finish()
     assert not (tmp_path / "checkpoints").exists()
+    assert "ppo: 4 checkpoints took" in caplog.text
 
 
 def flip(path: Path) -> None:

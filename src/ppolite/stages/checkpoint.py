@@ -53,11 +53,13 @@ class Checkpoints:
     def __init__(self, run_dir: Path, stage: str, config: Checkpoint) -> None:
         self.run_dir, self.stage, self.config = run_dir, stage, config
         self.folder = stage_folder(run_dir, stage)
-        self._ended = 0.0
+        self._begun = self._ended = 0.0
         self._took: float | None = None
+        self._all: list[float] = []
 
     def begin(self) -> None:
         """The stage is unfinished from here on, whatever result of it an earlier run left."""
+        self._begun = time.monotonic()
         self.folder.mkdir(parents=True, exist_ok=True)
         for old in self.folder.glob(".*.old"):  # killed between the two renames of `replaced`
             place = self.folder / old.name.removeprefix(".").removesuffix(".old")
@@ -89,6 +91,7 @@ class Checkpoints:
         finally:
             self._ended = time.monotonic()
             self._took = self._ended - started
+            self._all.append(self._took)
         for old in self.steps()[: -self.config.keep]:
             shutil.rmtree(self._path(old))
         return True
@@ -115,6 +118,10 @@ class Checkpoints:
 
     def finish(self) -> None:
         """The stage has its result, and needs none of them any more."""
+        if self._all:
+            count, seconds, whole = len(self._all), sum(self._all), time.monotonic() - self._begun
+            share = 100 * seconds / whole
+            log.info("%s: %d checkpoints took %.1f s (%.1f %%)", self.stage, count, seconds, share)
         if self.folder.exists():
             shutil.rmtree(self.folder)
             if not any(self.folder.parent.iterdir()):
