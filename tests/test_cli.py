@@ -195,6 +195,37 @@ def test_chat_reads_lines(copied: Path, ppolite: Run, monkeypatch: pytest.Monkey
     assert ppolite("chat", copied)[1] == said
 
 
+# ---- the doctor ------------------------------------------------------------------------------------------
+
+
+def test_doctor_finds_nothing_wrong_and_writes_nothing(
+    world: World, finished_run: Path, ppolite: Run, tmp_path: Path
+) -> None:
+    before = {path: path.stat().st_mtime_ns for path in finished_run.rglob("*")}
+    code, said, noted = ppolite("doctor", finished_run, "--set", "sft.data.held_out=0.2")
+    assert code == 0
+    assert "warning" not in noted
+    assert "0 warn, 0 fail" in said
+    assert before == {path: path.stat().st_mtime_ns for path in finished_run.rglob("*")}
+
+
+def test_doctor_tells_machines(world: World, ppolite: Run, tmp_path: Path) -> None:
+    recipe = world.recipe_file(tmp_path / "r.yaml", sft=None, reward=None, ppo__max_new_tokens=62)
+    code, said, _ = ppolite("doctor", recipe, "--json", "--out", tmp_path / "out")
+    assert code == 1
+    result = json.loads(said)
+    found = {check["name"]: check for check in result["checks"]}
+    assert result["failed"] == sum(check["verdict"] == "fail" for check in result["checks"]) == 2
+    assert all(set(check) == {"name", "verdict", "figure", "remedy"} for check in result["checks"])
+    assert "have no room for 62 new tokens in a context of 64" in found["ppo/lengths"]["figure"]
+    assert "lower ppo.max_new_tokens" in found["ppo/lengths"]["remedy"]
+    assert not (tmp_path / "out").exists()
+
+
+def test_doctor_of_a_recipe_that_is_none(ppolite: Run, tmp_path: Path) -> None:
+    assert "no such recipe" in refuse(ppolite, "doctor", tmp_path / "none.yaml")
+
+
 # ---- human feedback --------------------------------------------------------------------------------------
 
 
@@ -531,6 +562,7 @@ COMMANDS = [
     "eval",
     "chat",
     "report",
+    "doctor",
     "fetch",
 ]
 

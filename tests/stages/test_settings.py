@@ -274,6 +274,9 @@ CASES: dict[str, Case] = {
     "roles": Case(
         "ppo", "separate", lambda a, b: b.owned > a.owned and as_numbers_agree(a, b), {"trunk.split": 0}
     ),
+    "doctor": Case(
+        "ppo", "off", lambda a, b: "doctor: ppo/critic" in a.said and "doctor:" not in b.said, {"ppo.value_clip": 1e-3}
+    ),
     "trunk.split": Case("sft", 2),
     "train.kind": Case("sft", "full", given={"trunk.split": 0}),
     "train.lora_rank": Case("sft", 2, given=LORA),

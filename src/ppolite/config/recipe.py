@@ -147,6 +147,9 @@ class Recipe(Section):
     ppo: PPO | None = None
     iterate: Iterate | None = None
     """Read by `ppolite iterate` alone."""
+    doctor: Literal["quick", "off"] = "quick"
+    """Each stage is examined before its first step, and does not begin where something is surely wrong; `ppolite
+    doctor` looks closer."""
     evaluation: Evaluation = Evaluation()
     checkpoint: Checkpoint = Checkpoint()
     faults: Faults = Faults()

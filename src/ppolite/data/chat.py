@@ -48,7 +48,7 @@ PAD_NAMES = (
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int]:
     """The ids after which the response starts: for messages, up to and including the assistant's header."""
     if prompt.messages:
-        return _ids(tokenizer, _render(tokenizer, prompt.messages, prompt.source, header=True))
+        return _ids(tokenizer, render(tokenizer, prompt.messages, prompt.source, header=True))
     ids = tokenizer.encode(prompt.text, add_special_tokens=True, verbose=False)
     return ids[:-1] if ids and ids[-1] == tokenizer.eos_token_id else ids
 
@@ -64,11 +64,11 @@ def encode_example(
     if not prompt.messages:
         response_ids = [*_ids(tokenizer, response), _eos(tokenizer)]
         return encode_prompt(tokenizer, prompt), _end_once(tokenizer, prompt, response_ids)
-    tail, stop = _turn_ending(tokenizer, tokenizer.get_chat_template())
-    before = _render(tokenizer, prompt.messages, prompt.source, header=True)
+    tail, stop = turn_ending(tokenizer, tokenizer.get_chat_template())
+    before = render(tokenizer, prompt.messages, prompt.source, header=True)
     prompt_ids = _ids(tokenizer, before)
     answer: Message = {"role": "assistant", "content": response}
-    whole = _render(tokenizer, [*prompt.messages, answer], prompt.source)
+    whole = render(tokenizer, [*prompt.messages, answer], prompt.source)
     if not whole.startswith(before):
         _warn_once(
             "The chat template does not continue its own generation prompt with an answer; the answer is"
@@ -95,7 +95,7 @@ def stop_ids(
     """Every token that ends a response: EOS, the generation config's, and the template's end of a turn."""
     found: set[int | None] = {_eos(tokenizer), *_as_list(getattr(generation_config, "eos_token_id", None))}
     if tokenizer.chat_template:
-        found.add(_turn_ending(tokenizer, tokenizer.get_chat_template())[1])
+        found.add(turn_ending(tokenizer, tokenizer.get_chat_template())[1])
     return frozenset(token for token in found if token is not None)
 
 
@@ -134,7 +134,7 @@ def _as_list(ids: int | list[int] | None) -> list[int]:
     return ids if isinstance(ids, list) else [] if ids is None else [ids]
 
 
-def _render(
+def render(
     tokenizer: PreTrainedTokenizerBase,
     messages: Sequence[Message],
     source: str,
@@ -157,7 +157,7 @@ def _render(
 
 
 @lru_cache(maxsize=8)
-def _turn_ending(tokenizer: PreTrainedTokenizerBase, template: str) -> tuple[str, int | None]:
+def turn_ending(tokenizer: PreTrainedTokenizerBase, template: str) -> tuple[str, int | None]:
     """What the template writes after an answer, and the token in it that ends the turn, if there is one.
 
     The token may differ from EOS: Llama 3 ends turns with `<|eot_id|>`, Gemma with `<end_of_turn>`. The
@@ -165,7 +165,12 @@ def _turn_ending(tokenizer: PreTrainedTokenizerBase, template: str) -> tuple[str
     """
     answer = "ppolite"
     turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": answer}]
-    tail = _render(tokenizer, turns, "chat template", template=template).rpartition(answer)[2]
+    _, said, tail = render(tokenizer, turns, "chat template", template=template).rpartition(answer)
+    if not said:
+        raise UserError(
+            f"{tokenizer.name_or_path or 'the model'}: its chat template leaves out what the assistant says; mend it in"
+            " chat_template.jinja or tokenizer_config.json, or choose another model"
+        )
     special = _special_ids(tokenizer)
     return tail, next((token for token in _ids(tokenizer, tail) if token in special), None)
 

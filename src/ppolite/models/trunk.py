@@ -50,6 +50,8 @@ class Trunk:
         model.requires_grad_(False).eval()
         self.model, self.split, self.dtype = model, split, dtype
         self.packed = kinds_of(decoder.config) is not None if packed is None else packed
+        self.gap: float | None = None
+        """What `verify` found, where it was asked."""
         self.top = Body.of(model, split, dtype=dtype)
         self._last_front: tuple[tuple[int, ...], Tensor | None, DynamicCache] | None = None
         self._bottom = (
@@ -183,7 +185,9 @@ def checked_trunk(
     tolerance = 1e-3  # both sides run in float32, the dtype of loaded weights
     gap = verify(model, split, rows, recompute=recompute)
     if gap <= tolerance:
-        return Trunk(model, split, dtype)
+        trunk = Trunk(model, split, dtype)
+        trunk.gap = gap
+        return trunk
     name = type(model).__name__
     if recompute and verify(model, split, rows) <= tolerance:
         raise UserError(f"train.recompute changes {name}'s results by {gap:.2g}; set it to false")

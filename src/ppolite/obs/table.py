@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Group
@@ -51,6 +51,23 @@ def before_after_table(result: Mapping[str, Any], samples: int = 4) -> Group:
 def safe(text: str) -> str:
     """Text of models and data for a cell of rich: neither the terminal nor rich obeys it."""
     return escape(visible(text))
+
+
+VERDICTS = {"ok": "green", "warn": "yellow", "fail": "bold red", "skipped": "dim"}
+
+
+def findings_table(findings: Sequence[Mapping[str, str]]) -> Table:
+    """What `ppolite doctor` has found: of each check its name, verdict, figure, and where need be what to change."""
+    table = Table("check", "verdict", "figure, and what to change")
+    for found in findings:
+        colour = VERDICTS[found["verdict"]]
+        told = [safe(found["figure"])]
+        if found["remedy"]:
+            told.append(f"[{colour}]→ {safe(found['remedy'])}[/]")
+        table.add_row(found["name"], f"[{colour}]{found['verdict']}[/]", "\n".join(told))
+    verdicts = [found["verdict"] for found in findings]
+    table.caption = ", ".join(f"{verdicts.count(v)} {v}" for v in VERDICTS)
+    return table
 
 
 def _agreement(result: Mapping[str, Any]) -> str:

@@ -22,6 +22,7 @@ from ppolite.config import PPO, Adam, Data, Recipe
 from ppolite.data.chat import check_lengths, encode_prompt, prepare_tokenizer, stop_ids
 from ppolite.data.embedded import model_path
 from ppolite.data.readers import read_examples, read_preferences, read_prompts, read_rankings, read_scored
+from ppolite.data.report import Report
 from ppolite.data.split import split_by_prompt
 from ppolite.models.load import compute_dtype, load_causal, load_reward, load_tokenizer, pick_device
 from ppolite.models.trunk import Trunk, checked_trunk
@@ -56,6 +57,8 @@ class Opened:
     dtype: torch.dtype
     context: int
     """Longest sequence, in tokens."""
+    repairs: tuple[str, ...] = ()
+    """What the tokenizer needed, a sentence each."""
 
 
 def resolve(source: str) -> str:
@@ -75,13 +78,15 @@ def open_model(recipe: Recipe, source: str | None = None) -> Opened:
     device = pick_device(recipe.device)
     tokenizer = load_tokenizer(name, trust_remote_code=recipe.trust_remote_code)
     model = load_causal(name, device, trust_remote_code=recipe.trust_remote_code)
-    for repair in prepare_tokenizer(tokenizer, model.config):
+    repairs = tuple(prepare_tokenizer(tokenizer, model.config))
+    for repair in repairs:
         log.warning(repair)
     stops = stop_ids(tokenizer, model.generation_config)
     context = int(getattr(model.config, "max_position_embeddings", 0) or 1 << 30)
     # peft draws the adapters' first factor from torch's global stream.
     torch.manual_seed(derive_seed(recipe.seed, "init"))
-    return Opened(name, model, tokenizer, stops, device, compute_dtype(recipe.dtype, device), context)
+    dtype = compute_dtype(recipe.dtype, device)
+    return Opened(name, model, tokenizer, stops, device, dtype, context, repairs)
 
 
 def sft_folder(run_dir: Path) -> Path:
@@ -151,13 +156,23 @@ READERS = {
 }
 
 
+def read_rows(data: Data, kind: str) -> tuple[list[Any], Report]:
+    """The rows of a source that can be used, and an account of all of them."""
+    return READERS[kind](data.path, data.columns, plain=data.plain)
+
+
+def split_rows(rows: list[Any], data: Data, seed: int) -> tuple[list[Any], list[Any]]:
+    """`(train, held out)`, as the section of the recipe asks."""
+    held_out = data.held_out if data.held_out < 1 else int(data.held_out)
+    return split_by_prompt(rows, held_out, seed, source=data.path)
+
+
 def load_split(data: Data, kind: str, seed: int) -> tuple[list[Any], list[Any]]:
     """`(train, held out)` of a source; what its rows suffer from is logged, row by row."""
-    items, report = READERS[kind](data.path, data.columns, plain=data.plain)
+    rows, report = read_rows(data, kind)
     for line in report.lines():
         log.info(line)
-    held_out = data.held_out if data.held_out < 1 else int(data.held_out)
-    return split_by_prompt(items, held_out, seed, source=data.path)
+    return split_rows(rows, data, seed)
 
 
 def load_prompts(

@@ -40,6 +40,7 @@ from ppolite.rollout.local import LocalGenerator
 from ppolite.rollout.record import write_rollouts, write_unscored
 from ppolite.rollout.score import TrunkScorer
 from ppolite.stages.checkpoint import State
+from ppolite.stages.doctor.quick import before_ppo
 from ppolite.stages.evaluate import judge_of
 from ppolite.stages.heldout import HeldOut
 from ppolite.stages.loop import (
@@ -216,6 +217,7 @@ class PPO:
                 f"{self.run_dir}: no reward model in it; train one with `ppolite reward`, or pass "
                 "scores to PPO.step"
             )
+        before_ppo(self)
         stopped: dict[str, Any] = {}
         with Session("ppo", self, self.config.steps, allow_changes=allow_changes) as session:
             if session.begun_anew:

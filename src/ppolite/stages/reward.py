@@ -30,7 +30,8 @@ from torch import Tensor, nn
 from ppolite.config import Recipe
 from ppolite.data.chat import encode_example
 from ppolite.models.export import save_reward
-from ppolite.models.roles import Norm, trainable
+from ppolite.models.load import load_reward
+from ppolite.models.roles import Norm, reward_body, trainable
 from ppolite.models.sequences import micro_batches
 from ppolite.models.trunk import Body, Sequences
 from ppolite.obs.metrics import calibration, pearson, spearman
@@ -38,6 +39,7 @@ from ppolite.ops.preference import bradley_terry_loss, pair_accuracy, plackett_l
 from ppolite.rollout.experience import over_batches
 from ppolite.rollout.local import LocalGenerator
 from ppolite.stages.checkpoint import State
+from ppolite.stages.doctor.quick import before_fit
 from ppolite.stages.loop import (
     Fitting,
     Learner,
@@ -87,6 +89,8 @@ class RewardModel:
         self.data = self.config.source
         self.opened = open_model(recipe, after_sft(recipe, self.run_dir))
         train, held = load_split(self.data, ITEMS[self.config.kind], recipe.seed)
+        self.first = [(item.prompt, _responses(item)[0][0]) for item in train[:8]]
+        self.left_out = 0
         self.train = self.encode(train, self.data.limit)
         self.held = self.encode(held, self.config.eval_examples)
         if not self.train or len(self.held) < 8:
@@ -142,9 +146,13 @@ class RewardModel:
                 "it, or hold out more rows"
             )
 
+    @property
+    def limit(self) -> int:
+        """Most tokens of a prompt with one of its responses."""
+        return min(self.config.max_tokens, self.opened.context)
+
     def encode(self, items: Sequence[Scored | Preference | Ranking], most: int | None) -> list[Row]:
-        """Token ids of the first `most` after shuffling; rows over `max_tokens` are reported and left out."""
-        limit = min(self.config.max_tokens, self.opened.context)
+        """Token ids of the first `most` after shuffling; rows over the limit are reported and left out."""
         rows: list[Row] = []
         for item in shuffled(items, derive_seed(self.recipe.seed, "reward")):
             if len(rows) == most:
@@ -152,8 +160,9 @@ class RewardModel:
             responses, target = _responses(item)
             encoded = tuple(encode_example(self.opened.tokenizer, item.prompt, r) for r in responses)
             longest = max(len(p) + len(r) for p, r in encoded)
-            if longest > limit:
-                log.warning("%s: %d tokens, limit %d; left out", item.prompt.source, longest, limit)
+            if longest > self.limit:
+                log.warning("%s: %d tokens, limit %d; left out", item.prompt.source, longest, self.limit)
+                self.left_out += 1
                 continue
             origin = item.origin if isinstance(item, Preference) else ""
             rows.append(Row(item.prompt, encoded, target, origin))
@@ -264,8 +273,16 @@ class RewardModel:
             result["by_origin"] = {k: [_right(part), len(part)] for k, part in sorted(origins.items())}
         return result
 
+    def take(self, folder: Path) -> None:
+        """Put a finished reward model in the place of the one to be trained, to ask it about held-out rows again."""
+        model, score, norm = load_reward(str(folder), self.opened.device)
+        self.body = reward_body(self.trunk, model, score)
+        self.body.hold({})
+        self.mean, self.scale = norm.offset, 1.0
+
     def run(self, *, allow_changes: bool = False) -> dict[str, Any]:
         """Train, measure, save `RUN/reward`; an interrupted run goes on. Returns the agreement on held-out rows."""
+        before_fit("reward", self)
         with Session("reward", self, self.learner.total, allow_changes=allow_changes) as session:
             for step, rows in zip(session, islice(self.stream(), session.step, None), strict=True):
                 row = self.learn(rows)

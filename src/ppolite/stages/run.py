@@ -26,7 +26,9 @@ log = logging.getLogger("ppolite")
 
 RESULTS = {"sft": "sft", "reward": "reward", "ppo": "policy"}
 STAGES: dict[str, Any] = {"sft": SFT, "reward": RewardModel, "ppo": PPO}
-FREE = {"evaluation", "checkpoint", "faults", "device", "dtype", "ppo.min_rm_accuracy", "iterate.rounds"}
+FREE = {
+    "evaluation", "checkpoint", "faults", "doctor", "device", "dtype", "ppo.min_rm_accuracy", "iterate.rounds",
+}  # fmt: skip
 """Keys that may change between stages of one run: they alter no finished result's meaning."""
 
 

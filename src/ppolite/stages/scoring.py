@@ -52,7 +52,7 @@ def open_scorer(
             "`ppolite reward`, or take it out"
         )
     sources = {
-        source.title: _open(source, model, opened, config.optim.micro_batch_tokens)
+        source.title: open_source(source, model, opened, config.optim.micro_batch_tokens)
         for source in config.rewards
     }
     norm, roles.norm = roles.norm, replace(Norm(), offset=roles.norm.offset)
@@ -69,7 +69,8 @@ def open_scorer(
     return Combined(config, sources, norm, measure)
 
 
-def _open(source: Source, model: TrunkScorer, opened: Opened, budget: int) -> Scorer:
+def open_source(source: Source, model: TrunkScorer, opened: Opened, budget: int) -> Scorer:
+    """One entry of `ppo.rewards`; `model` is what the run's reward model is asked by."""
     match source:
         case ModelSource():
             return model

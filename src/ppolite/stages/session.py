@@ -186,7 +186,7 @@ def _whole_state(trainer: Trainer, returns: int) -> State:
 
 
 def _check_unchanged(stage: str, trainer: Trainer, state: State, folder: Path) -> None:
-    others = {*{"sft", "reward", "ppo"} - {stage}, "iterate", "evaluation", "checkpoint"}
+    others = {*{"sft", "reward", "ppo"} - {stage}, "iterate", "evaluation", "checkpoint", "doctor"}
     recipe = trainer.recipe.model_dump(mode="json")
     changed = [key for key in changed_keys(state["recipe"], recipe) if key.partition(".")[0] not in others]
     if changed or state["reads"] != trainer.reads:

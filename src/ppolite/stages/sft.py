@@ -23,6 +23,7 @@ from ppolite.models.export import save_policy
 from ppolite.models.roles import trainable
 from ppolite.models.trunk import Sequences
 from ppolite.stages.checkpoint import State
+from ppolite.stages.doctor.quick import before_fit
 from ppolite.stages.loop import (
     Fitting,
     Learner,
@@ -56,6 +57,8 @@ class SFT:
         self.recipe, self.config, self.run_dir = recipe, recipe.sft, Path(run_dir)
         self.opened = open_model(recipe)
         train, held = load_split(self.config.data, "examples", recipe.seed)
+        self.first = [(example.prompt, example.response) for example in train[:8]]
+        self.left_out = 0
         self.train = self.encode(train, self.config.data.limit)
         if not self.train:
             raise UserError(
@@ -89,6 +92,7 @@ class SFT:
             length = sum(map(len, pair))
             if length > self.limit:
                 log.warning("%s: %d tokens, limit %d; left out", example.prompt.source, length, self.limit)
+                self.left_out += 1
                 continue
             encoded.append(pair)
         return encoded
@@ -112,6 +116,7 @@ class SFT:
 
     def run(self, *, allow_changes: bool = False) -> dict[str, float | None]:
         """Train, log, save `RUN/sft`; an interrupted run goes on. Returns the held-out loss before and after."""
+        before_fit("sft", self)
         config = self.config
         with Session("sft", self, self.learner.total, allow_changes=allow_changes) as session:
             if session.begun_anew:
