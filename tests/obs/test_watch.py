@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -102,3 +103,16 @@ def test_repeated_text_by_hand() -> None:
     )  # 5 sequences, one of them again
     assert repeated_share([[7] * 8, [1, 2, 3, 4, 5], [1, 2]]) == pytest.approx((4 / 5 + 0) / 2)
     assert repeated_share([[1, 2, 3]]) == 0.0
+
+
+def test_the_defaults_on_runs_of_the_film_critic() -> None:
+    """Rounds that were recorded (`experiments/leash.py`): silent where the leash holds, and not where it is too loose."""
+    recorded = json.loads((Path(__file__).parents[2] / "docs/results/leash.json").read_text(encoding="utf-8"))
+    alarms: dict[str, set[str]] = {}
+    for name, run in recorded["results"].items():
+        watching = Watcher(Watch(), max_kl=7.0)
+        alarms[name] = {alarm.name for row in run["steps"][1:] for alarm in watching.look(row)}
+    kl = {"kl"}
+    assert alarms == {
+        "clip-0.1": set(), "clip-0.05": set(), "clip-0.02": kl, "clip-0": kl, "free-0.05": kl, "free-0": kl
+    }  # fmt: skip
