@@ -106,7 +106,7 @@ def test_repeated_text_by_hand() -> None:
 
 
 def test_the_defaults_on_runs_of_the_film_critic() -> None:
-    """Rounds that were recorded (`experiments/leash.py`): silent where the leash holds, and not where it is too loose."""
+    """Rounds recorded by `experiments.leash`: silent where the leash holds, and not where it is too loose."""
     recorded = json.loads((Path(__file__).parents[2] / "docs/results/leash.json").read_text(encoding="utf-8"))
     alarms: dict[str, set[str]] = {}
     for name, run in recorded["results"].items():
