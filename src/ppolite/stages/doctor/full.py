@@ -176,6 +176,7 @@ def _ppo(recipe: Recipe, run_dir: Path, *, count: int) -> Looked:
         *quick.of_ppo(trainer, played),
         tests_left(recipe, tests),
         *ask(recipe.ppo, trainer, played.rollouts),
+        probe.repeat_gradient(trainer, played),
         probe.standstill(trainer, played),
     ]
     return found, quick.need_of_ppo(trainer)

@@ -4,7 +4,7 @@
     kl            the policy starts as its reference (but with `ppo.start`)
     sampler       its log-probs against the trainer's: rounding of the arithmetic, and no more
     temperature   mean −log π of what was drawn is the mean entropy, if it was drawn from π
-    repeat        the same forward pass, and the same gradient, twice give the same bits
+    repeat        the same forward pass twice gives the same bits, and the same gradient (`full.py`)
     gradient      finite, and not 0
     critic        values against the returns of the round
     endings       answers end by themselves
@@ -89,7 +89,6 @@ class Probe:
     """log π once more."""
     entropy_BR: Tensor
     tried: Tried
-    tried_again: Tried
 
     @property
     def mask_BR(self) -> Tensor:
@@ -116,10 +115,10 @@ def play(trainer: Plays, rows: int, tokens: int) -> Probe:
         given = config.model_copy(update={"missing_eos_penalty": 0.0}) if short else config
         experience, seqs = make_experience(roles, rollouts, taken, given, trainer.leash.beta)
         again_BR, entropy_BR = _logprobs(roles, seqs, config)
-        tried, tried_again = (_try(trainer.updates, experience, seqs, trainer.leash.beta) for _ in range(2))
+        tried = _try(trainer.updates, experience, seqs, trainer.leash.beta)
     roles.last = kept
     return Probe(
-        config, trainer.opened.dtype, rollouts, scores, own, experience, seqs, again_BR, entropy_BR, tried, tried_again
+        config, trainer.opened.dtype, rollouts, scores, own, experience, seqs, again_BR, entropy_BR, tried
     )  # fmt: skip
 
 
@@ -204,18 +203,24 @@ def temperature(probe: Probe) -> Finding:
 
 def repeat(probe: Probe) -> Finding:
     a_N, b_N = probe.experience.logprobs_BR[probe.mask_BR], probe.again_BR[probe.mask_BR]
-    parts = {
-        "log-probs": a_N != b_N,
-        "gradients": torch.cat(probe.tried.norms) != torch.cat(probe.tried_again.norms),
-    }
-    differ = [f"{int(other.sum())} of {len(other)} {part}" for part, other in parts.items() if other.any()]
+    return _same("ppo/repeat", "log-probs", a_N, b_N)
+
+
+def repeat_gradient(trainer: Plays, probe: Probe) -> Finding:
+    """By the norms of the weights' gradients: the backward pass may add in an order that threads decide."""
+    again = _try(trainer.updates, probe.experience, probe.seqs, trainer.leash.beta)
+    return _same("ppo/repeat gradient", "norms", torch.cat(probe.tried.norms), torch.cat(again.norms))
+
+
+def _same(name: str, what: str, a_N: Tensor, b_N: Tensor) -> Finding:
+    differ = int((a_N != b_N).sum())
     return graded(
-        "ppo/repeat",
-        f"{', '.join(differ)} are others the second time"
+        name,
+        f"{differ} of {len(a_N)} {what} are others the second time"
         if differ
-        else f"{', '.join(f'{len(other)} {part}' for part, other in parts.items())}, the same bits twice",
+        else f"{len(a_N)} {what}, the same bits twice",
         "an interrupted run will not go on to the bit: torch.use_deterministic_algorithms(True), or fewer threads",
-        warn=bool(differ),
+        warn=differ > 0,
     )
 
 

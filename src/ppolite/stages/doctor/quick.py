@@ -29,7 +29,7 @@ from ppolite.types import Prompt, UserError
 
 log = logging.getLogger("ppolite")
 
-ROWS, TOKENS = 12, 24
+ROWS, TOKENS = 12, 16
 """Of the round that is played."""
 
 
