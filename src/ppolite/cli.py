@@ -194,6 +194,37 @@ def _is_control(path: Path) -> bool:
 
 
 @app.command
+def plan(
+    recipe: Recipe_,
+    *,
+    gpu: str | None = None,
+    json_: Annotated[bool, tyro.conf.arg(name="json")] = False,
+    set: Set_ = (),  # noqa: A002
+) -> int:
+    """Say what memory a recipe will need, part by part, before anything is loaded; exit code 1 where it does not fit.
+
+    Args:
+        recipe: A recipe (YAML), the name of a shipped one (film), or a run folder.
+        gpu: The memory of a GPU, such as 24GiB; the machine at hand when left out.
+        json_: Print one JSON object, in bytes, instead of a table.
+        set: Change a key of the recipe, for instance --set train.recompute=true. May be repeated.
+    """
+    resolved = _place(recipe, None, set).recipe
+    from rich.console import Console
+
+    from ppolite.obs.plan_view import plan_view
+    from ppolite.stages.plan import memory
+    from ppolite.stages.plan import plan as make
+
+    made = make(resolved, None if gpu is None else memory(gpu))
+    if json_:
+        print(json.dumps(made.as_json()))
+    else:
+        Console().print(plan_view(made.as_json()))
+    return 0 if made.fits else 1
+
+
+@app.command
 def sft(
     recipe: Recipe_,
     *,
@@ -546,8 +577,8 @@ def _complain(what: str) -> int:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run a command; 0 when it worked, 1 where `doctor` finds a fault, 2 for something the user can mend, 128 + the
-    signal that stopped it."""
+    """Run a command; 0 when it worked, 1 where `doctor` finds a fault or `plan` too little memory, 2 for something the
+    user can mend, 128 + the signal that stopped it."""
     about = "RLHF with PPO: supervised fine-tuning → reward model → PPO."
     for stream in (sys.stdout, sys.stderr):  # a terminal that knows no “→” should not end the run
         if isinstance(stream, io.TextIOWrapper):

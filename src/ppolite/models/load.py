@@ -14,10 +14,12 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     GgufConfig,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -140,6 +142,11 @@ def _pretrained(auto: Any, source: str, trust_remote_code: bool, **more: Any) ->
             ) from error
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise UserError(f"model {source}: cannot be loaded ({reason}); get or make it anew") from error
+
+
+def load_config(source: str, *, trust_remote_code: bool = False) -> PreTrainedConfig:
+    """What a model's weights are like, without them. Raises UserError as `load_causal` does."""
+    return _pretrained(AutoConfig, source, trust_remote_code)
 
 
 def load_tokenizer(source: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:

@@ -191,8 +191,24 @@ def build_roles(
         else:
             check_vocabulary(trunk.model, model)
             reward_top = Body.of(model, 0, score=score, dtype=trunk.dtype)
-    critic_start = reward_top.clone(embed=True) if reward_top and separate else reward_top
+    return hand_out(
+        trunk, train, reward_top, norm, separate=separate, critic_init=critic_init, reward_scale=reward_scale
+    )
+
+
+def hand_out(
+    trunk: Trunk,
+    train: Train,
+    reward: Body | None,
+    norm: Norm,
+    *,
+    separate: Callable[[], PreTrainedModel] | None,
+    critic_init: str,
+    reward_scale: float,
+) -> Roles:
+    """`build_roles` from the reward model's body on."""
+    critic_start = reward.clone(embed=True) if reward and separate else reward
     critic = critic_body(trunk, critic_start, norm, train, critic_init, reward_scale)
     policy, lora = trainable(trunk.top, train)
     reference = trunk.top if separate is None else Body.of(separate(), 0, dtype=trunk.dtype)
-    return Roles(trunk, policy, reference, critic, reward_top, norm, lora).hold()
+    return Roles(trunk, policy, reference, critic, reward, norm, lora).hold()

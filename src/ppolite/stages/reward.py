@@ -157,7 +157,7 @@ class RewardModel:
         for item in shuffled(items, derive_seed(self.recipe.seed, "reward")):
             if len(rows) == most:
                 break
-            responses, target = _responses(item)
+            responses, target = responses_of(item)
             encoded = tuple(encode_example(self.opened.tokenizer, item.prompt, r) for r in responses)
             longest = max(len(p) + len(r) for p, r in encoded)
             if longest > self.limit:
@@ -365,7 +365,8 @@ def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _responses(item: Scored | Preference | Ranking) -> tuple[tuple[str, ...], float]:
+def responses_of(item: Scored | Preference | Ranking) -> tuple[tuple[str, ...], float]:
+    """Best first, and what is learned from them: a score, or a margin."""
     if isinstance(item, Scored):
         if item.score is None:
             raise UserError(f"{item.prompt.source}: `score` is empty; rate it first (`ppolite score FILE`)")

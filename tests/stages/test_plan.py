@@ -1,0 +1,127 @@
+"""Plans of tiny runs, beside what the stages really own."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.world import World
+
+from ppolite.cli import main
+from ppolite.obs.plan_view import verdict
+from ppolite.stages.needs import Rows, Stage
+from ppolite.stages.plan import memory, plan
+from ppolite.stages.ppo import PPO
+from ppolite.stages.reward import RewardModel
+from ppolite.stages.sft import SFT
+from ppolite.types import UserError
+
+LAYOUTS: dict[str, dict[str, Any]] = {
+    "layers": {},
+    "lora": {"train__kind": "lora"},
+    "lora, everywhere": {"train__kind": "lora", "trunk__split": 0},
+    "full": {"train__kind": "full", "trunk__split": 0},
+    "separate": {"roles": "separate", "trunk__split": 0},
+    "bfloat16": {"dtype": "bfloat16", "train__kind": "lora"},
+}
+
+
+def stages_of(world: World, **changes: Any) -> dict[str, Stage]:
+    return {stage.name: stage for stage in plan(world.recipe(**changes)).stages}
+
+
+def owned(*parts: Any) -> int:
+    """Bytes of all weights in models and bodies, each once."""
+    return sum({id(p): p.nbytes for part in parts for p in part.parameters()}.values())
+
+
+def said(stage: Stage) -> int:
+    return stage.always["weights"] + stage.always["adapters"]
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_weights_and_moments_are_what_ppo_owns(world: World, finished_run: Path, name: str) -> None:
+    planned = stages_of(world, **LAYOUTS[name])["ppo"]
+    ppo = PPO(world.recipe(ppo__min_rm_accuracy=0, **LAYOUTS[name]), finished_run)
+    roles = ppo.roles
+    bodies = [b for b in (roles.policy, roles.reference, roles.critic, roles.reward) if b is not None]
+    applied = [head for b in bodies if (head := b._applied_head[0]) is not None]
+    decoders = [] if name != "separate" else [roles.reference.decoder]
+    assert said(planned) == owned(roles.trunk.model, *bodies, *applied, *decoders)
+    trained = sum(p.nbytes for b in (roles.policy, roles.critic) for p in b.trained())
+    assert planned.always["optimizer"] == 2 * trained
+    assert planned.always["best policy"] == sum(p.nbytes for p in roles.policy.trained())
+    assert planned.phases["step"]["gradients"] >= trained
+
+
+@pytest.mark.parametrize("name", ["layers", "lora", "full"])
+def test_weights_of_the_other_stages(world: World, finished_run: Path, name: str, tmp_path: Path) -> None:
+    planned, recipe = stages_of(world, **LAYOUTS[name]), world.recipe(**LAYOUTS[name])
+    (tmp_path / "sft").symlink_to(finished_run / "sft")
+    for stage, trainer in {"sft": SFT(recipe, tmp_path), "reward": RewardModel(recipe, tmp_path)}.items():
+        assert said(planned[stage]) == owned(trainer.opened.model, trainer.body)
+        assert planned[stage].always["optimizer"] == 2 * sum(p.nbytes for p in trainer.learner.parameters)
+
+
+def test_what_comes_and_goes(world: World) -> None:
+    usual, again = stages_of(world), stages_of(world, train__recompute=True)
+    small = stages_of(world, ppo__optim={"micro_batch_tokens": 16})
+    kept = [s["ppo"].phases["policy's backward"]["activations"] for s in (usual, again, small)]
+    assert kept[1] < kept[0] / 3
+    assert kept[2] < kept[0] / 3
+    # The policy comes first: it finds gradients only where micro-batches have gone before.
+    before = [s["ppo"].phases["policy's backward"]["gradients"] for s in (usual, small)]
+    assert before[0] == 0
+    assert before[1] == usual["ppo"].phases["step"]["gradients"]
+
+
+def test_rows_are_those_of_the_data(world: World) -> None:
+    """A user's turn of three words is <start> user a b c <end>, then comes <start> assistant."""
+    found = plan(world.recipe()).stages[2]
+    longest = Rows(2, ((6, 6),))
+    assert longest.batch(3) == [12, 12, 12]
+    # One layer's keys and values of one head of 16, for 16 rows and a group of them.
+    tokens = 16 * (2 + 6 + 6 - 1) + 16 * (2 + 6)
+    assert found.phases["generate"]["KV cache"] == 3 * 2 * 16 * 4 * tokens
+
+
+def test_nothing_is_loaded(world: World, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(world.folder / "model", tmp_path / "model"))
+    (folder / "model.safetensors").write_bytes(b"no weights")
+    assert plan(world.recipe(model=str(folder))).fits
+
+
+def test_what_would_help_is_planned_too(world: World, tmp_path: Path, capsys: Any) -> None:
+    layout = {"train__kind": "full", "trunk__split": 0, "sft": None, "reward": None}
+    recipe = str(world.recipe_file(tmp_path / "tiny.yaml", **layout))
+    assert main(["plan", recipe, "--gpu", "1MiB", "--json"]) == 1
+    refused = json.loads(capsys.readouterr().out)
+    assert not refused["fits"]
+    change, peak = refused["changes"][0]
+    assert peak < refused["peak"]
+    assert f"--set {change}" in verdict(refused)
+    assert main(["plan", recipe, "--gpu", "80 GiB", "--json", "--set", change]) == 0
+    assert json.loads(capsys.readouterr().out)["peak"] == peak
+
+
+def test_the_table(world: World, tmp_path: Path, capsys: Any) -> None:
+    assert main(["plan", str(world.recipe_file(tmp_path / "tiny.yaml"))]) == 0
+    said = capsys.readouterr().out
+    assert "process" in said
+    assert "it fits" in said
+
+
+def test_a_recipe_that_gathers_its_scores(world: World) -> None:
+    names = stages_of(world, reward={"kind": "pairs"}, iterate={"by": "judge", "prompts": 20})
+    assert list(names) == ["sft", "reward", "ppo"]
+
+
+def test_sizes() -> None:
+    assert memory("24GiB") == 24 * 1024**3
+    assert memory("1.5 GB") == 1_500_000_000
+    for wrong in ("24", "24gib", "much", "0GiB"):
+        with pytest.raises(UserError, match="24GiB"):
+            memory(wrong)
