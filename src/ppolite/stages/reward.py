@@ -89,7 +89,7 @@ class RewardModel:
         self.data = self.config.source
         self.opened = open_model(recipe, after_sft(recipe, self.run_dir))
         train, held = load_split(self.data, ITEMS[self.config.kind], recipe.seed)
-        self.first = [(item.prompt, _responses(item)[0][0]) for item in train[:8]]
+        self.first = [(item.prompt, responses_of(item)[0][0]) for item in train[:8]]
         self.left_out = 0
         self.train = self.encode(train, self.data.limit)
         self.held = self.encode(held, self.config.eval_examples)
