@@ -208,8 +208,9 @@ def repeat(probe: Probe) -> Finding:
 
 def repeat_gradient(trainer: Plays, probe: Probe) -> Finding:
     """By the norms of the weights' gradients: the backward pass may add in an order that threads decide."""
-    again = _try(trainer.updates, probe.experience, probe.seqs, trainer.leash.beta)
-    return _same("ppo/repeat gradient", "norms", torch.cat(probe.tried.norms), torch.cat(again.norms))
+    # Both here: the one of `play` began where the first of these does in the random stream, with the same noise.
+    a, b = (_try(trainer.updates, probe.experience, probe.seqs, trainer.leash.beta) for _ in range(2))
+    return _same("ppo/repeat gradient", "norms", torch.cat(a.norms), torch.cat(b.norms))
 
 
 def _same(name: str, what: str, a_N: Tensor, b_N: Tensor) -> Finding:
