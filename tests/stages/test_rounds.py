@@ -231,8 +231,8 @@ def test_the_score_rises_on_old_samples_until_they_are_worn_out(
     rows = read_metrics(tmp_path)
     assert result["stopped_at"] == rows[-1]["step"] < 60
     assert f"step {result['stopped_at']}: the samples are worth 0." in caplog.text
-    # Nothing but looks at held-out prompts was drawn beside the samples.
-    assert sorted(drawn) == [8] * len(rows) + [48]
+    # Nothing but looks at held-out prompts, and the doctor's round before the first step, was drawn beside the samples.
+    assert sorted(drawn) == [8] * len(rows) + [12, 48]
     assert {row["samples/drawn"] for row in rows[1:]} == {48}
     shares = [row["ess/share"] for row in rows[1:]]
     assert shares[0] == pytest.approx(1, abs=1e-5)
