@@ -73,6 +73,7 @@ NO_NUMBERS = {
     "places",
     "require_bool",
     "ahead",
+    "even_batches",
     "token_batches",
     "common_prefix",
     "FixedLeash",
