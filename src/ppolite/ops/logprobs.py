@@ -32,6 +32,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+CHUNK = 256
+"""Tokens whose logits are there at once."""
+
+
 @overload
 def token_logprobs(
     hidden_ND: Tensor,
@@ -41,7 +45,7 @@ def token_logprobs(
     bias_V: Tensor | None = None,
     temperature: float = 1.0,
     softcap: float | None = None,
-    chunk: int = 256,
+    chunk: int = CHUNK,
     entropy: Literal[True] = True,
 ) -> tuple[Tensor, Tensor]: ...
 
@@ -55,7 +59,7 @@ def token_logprobs(
     bias_V: Tensor | None = None,
     temperature: float = 1.0,
     softcap: float | None = None,
-    chunk: int = 256,
+    chunk: int = CHUNK,
     entropy: Literal[False],
 ) -> tuple[Tensor, None]: ...
 
@@ -68,7 +72,7 @@ def token_logprobs(
     bias_V: Tensor | None = None,
     temperature: float = 1.0,
     softcap: float | None = None,
-    chunk: int = 256,
+    chunk: int = CHUNK,
     entropy: bool = True,
 ) -> tuple[Tensor, Tensor | None]:
     """log softmax(s)[target] and the entropy of softmax(s), nats; s = softcap(hidden·Wᵀ + b) / temperature.

@@ -36,6 +36,9 @@ from ppolite.rollout.draw import draw, uniforms
 from ppolite.rollout.prefill import Waiting
 from ppolite.types import Finish, Prompt, Rollout, Sampling
 
+MAX_ROWS = 64
+"""Rows that are generated side by side."""
+
 
 @dataclass
 class _Row:
@@ -81,7 +84,7 @@ class LocalGenerator:
         tokenizer: PreTrainedTokenizerBase,
         stop_ids: frozenset[int],
         *,
-        max_rows: int = 64,
+        max_rows: int = MAX_ROWS,
         look_every: int | None = None,
         tick: Callable[[int], None] | None = None,
     ) -> None:

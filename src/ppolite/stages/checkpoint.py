@@ -54,8 +54,8 @@ class Checkpoints:
         self.run_dir, self.stage, self.config = run_dir, stage, config
         self.folder = stage_folder(run_dir, stage)
         self._begun = self._ended = 0.0
-        self._took: float | None = None
-        self._all: list[float] = []
+        self._took: list[float] = []
+        """Seconds of each attempt to write one."""
 
     def begin(self) -> None:
         """The stage is unfinished from here on, whatever result of it an earlier run left."""
@@ -76,7 +76,7 @@ class Checkpoints:
         """Whether to write one after this step."""
         if self.config.every is not None:
             return step % self.config.every == 0
-        return self._took is None or time.monotonic() - self._ended >= self._took / self.config.share
+        return not self._took or time.monotonic() - self._ended >= self._took[-1] / self.config.share
 
     def save(self, step: int, state: State) -> bool:
         """Write one. Where that fails, warns and returns False, or raises UserError, as the recipe has it."""
@@ -90,8 +90,7 @@ class Checkpoints:
             return False
         finally:
             self._ended = time.monotonic()
-            self._took = self._ended - started
-            self._all.append(self._took)
+            self._took.append(self._ended - started)
         for old in self.steps()[: -self.config.keep]:
             shutil.rmtree(self._path(old))
         return True
@@ -118,8 +117,8 @@ class Checkpoints:
 
     def finish(self) -> None:
         """The stage has its result, and needs none of them any more."""
-        if self._all:
-            count, seconds, whole = len(self._all), sum(self._all), time.monotonic() - self._begun
+        if self._took:
+            count, seconds, whole = len(self._took), sum(self._took), time.monotonic() - self._begun
             share = 100 * seconds / whole
             log.info("%s: %d checkpoints took %.1f s (%.1f %%)", self.stage, count, seconds, share)
         if self.folder.exists():

@@ -24,12 +24,9 @@ from ppolite.models.footprint import Activations, activations, blueprint, cache_
 from ppolite.models.roles import Norm, hand_out, scalar_head, trainable
 from ppolite.models.sequences import micro_batches
 from ppolite.models.trunk import Trunk
+from ppolite.ops.logprobs import CHUNK
+from ppolite.rollout.local import MAX_ROWS
 from ppolite.rollout.prefill import GROUP_TOKENS
-
-CHUNK = 256
-"""Tokens whose logits are there at once (ops/logprobs.py)."""
-MAX_ROWS = 64
-"""Rows that are generated side by side (rollout/local.py)."""
 
 Parts = dict[str, int]
 
