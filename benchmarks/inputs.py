@@ -23,7 +23,8 @@ from ppolite.data.chat import encode_example, encode_prompt, prepare_tokenizer
 from ppolite.data.film import REQUEST, film_examples, film_prompt, film_prompts, film_scored
 from ppolite.data.split import split_by_prompt
 from ppolite.models.load import load_tokenizer
-from ppolite.stages.loop import Cycle, batches, resolve, shuffled
+from ppolite.stages.opening import resolve
+from ppolite.stages.rows import Cycle, batches, shuffled
 from ppolite.types import Example, Preference, Prompt, Scored
 
 SHORT = ("sft.data.limit=320", "reward.data.limit=320", "ppo.min_rm_accuracy=0")

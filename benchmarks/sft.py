@@ -16,7 +16,7 @@ from benchmarks.figures import Book
 from benchmarks.inputs import sft_batches
 from benchmarks.training import PEERS, PLAIN, WARMUP, compare, parser_of
 from ppolite import load_recipe
-from ppolite.stages.loop import resolve
+from ppolite.stages.opening import resolve
 
 SFT_PEERS = {
     **PEERS,

@@ -543,7 +543,7 @@ def test_interrupt(world: World, ppolite: Run, tmp_path: Path, monkeypatch: pyte
     def press(*args: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("ppolite.cli.load_recipe", press)
+    monkeypatch.setattr("ppolite.cli.place.load_recipe", press)
     code, _, noted = ppolite("run", "film")
     assert code == 130
     assert "interrupted" in noted

@@ -7,7 +7,7 @@ from benchmarks.workers.common import told
 from ppolite import load_recipe
 from ppolite.models.body import Body
 from ppolite.rollout.local import LocalGenerator
-from ppolite.stages.loop import open_model
+from ppolite.stages.opening import open_model
 from ppolite.types import Prompt, Sampling
 
 

@@ -11,8 +11,8 @@ from tests.world import World
 
 from ppolite.data.readers import read_examples
 from ppolite.obs.visible import visible
-from ppolite.stages.loop import READERS
 from ppolite.stages.reward import ITEMS
+from ppolite.stages.rows import READERS
 from ppolite.types import UserError
 
 

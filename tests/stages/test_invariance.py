@@ -30,7 +30,7 @@ from ppolite.models.roles import Roles, build_roles
 from ppolite.models.sequences import Sequences
 from ppolite.models.trunk import Trunk
 from ppolite.rollout.experience import make_experience
-from ppolite.stages.loop import Skips
+from ppolite.stages.learner import Skips
 from ppolite.stages.update import Updates
 from ppolite.types import Prompt, Rollout
 

@@ -20,7 +20,8 @@ from ppolite.data.split import prompt_key
 from ppolite.obs.sinks import read_metrics
 from ppolite.stages.evaluate import evaluate_run, finished
 from ppolite.stages.iterate import Iteration
-from ppolite.stages.loop import load_split, sft_folder
+from ppolite.stages.opening import sft_folder
+from ppolite.stages.rows import load_split
 from ppolite.stages.run import run_recipe, run_stage
 from ppolite.types import UserError
 

@@ -12,18 +12,11 @@ import torch
 from torch import nn
 
 from ppolite.config import Adam, parse_recipe
-from ppolite.stages.loop import (
-    Cycle,
-    Learner,
-    after_sft,
-    batches,
-    count_batches,
-    derive_seed,
-    resolve,
-    shuffled,
-    step_together,
-    write_json,
-)
+from ppolite.obs.run_files import write_json
+from ppolite.stages.learner import Learner, step_together
+from ppolite.stages.opening import after_sft, resolve
+from ppolite.stages.rows import Cycle, batches, count_batches, shuffled
+from ppolite.stages.seeds import derive_seed
 
 
 def test_seeds_differ_by_stream_and_master() -> None:

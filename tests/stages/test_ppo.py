@@ -18,9 +18,9 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from ppolite.data.film import judge_text
 from ppolite.rollout.experience import make_experience, policy_logprobs
-from ppolite.stages.loop import derive_seed
 from ppolite.stages.ppo import PPO
 from ppolite.stages.run import run_stage
+from ppolite.stages.seeds import derive_seed
 from ppolite.types import Prompt, Rollout, UserError
 
 # ---- against a naive PPO ---------------------------------------------------------------------------------

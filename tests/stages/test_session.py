@@ -21,7 +21,7 @@ from tests.world import World
 
 from ppolite.obs.sinks import read_metrics
 from ppolite.stages.checkpoint import Checkpoints
-from ppolite.stages.loop import Fitting
+from ppolite.stages.learner import Fitting
 from ppolite.stages.ppo import PPO
 from ppolite.stages.reward import RewardModel
 from ppolite.stages.run import run_stage
@@ -468,7 +468,7 @@ def test_less_at_once_where_memory_does_not_suffice() -> None:
     """The allocator's own error, under a real limit of the address space."""
     code = """
 import resource, torch, logging
-from ppolite.stages.loop import Fitting
+from ppolite.stages.learner import Fitting
 logging.basicConfig()
 used = int(open("/proc/self/statm").read().split()[0]) * 4096
 resource.setrlimit(resource.RLIMIT_AS, (used + 200 * 2**20,) * 2)

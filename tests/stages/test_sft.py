@@ -9,7 +9,7 @@ import torch
 from tests.world import World
 from transformers import AutoModelForCausalLM
 
-from ppolite.stages.loop import Learner, step_together
+from ppolite.stages.learner import Learner, step_together
 from ppolite.stages.sft import SFT
 
 

@@ -7,6 +7,7 @@ pass: a report of a later version may hold more.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated, Any, cast
 
@@ -151,6 +152,15 @@ def read_json(path: Path, form: type[Form], remedy: str) -> dict[str, Any] | Non
     except ValueError as error:
         raise UserError(f"{path} {error}; {remedy}") from None
     return cast("dict[str, Any]", found)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Whole or not at all."""
+    draft = path.with_name(f".{path.name}.part")
+    draft.write_text(
+        json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8"
+    )
+    draft.rename(path)
 
 
 def _is_number(value: object) -> bool:

@@ -13,7 +13,7 @@ from ppolite.config import Recipe
 from ppolite.obs.visible import visible
 from ppolite.rollout.local import LocalGenerator
 from ppolite.stages.evaluate import finished
-from ppolite.stages.loop import load_prompts
+from ppolite.stages.rows import load_prompts
 from ppolite.types import Message, Prompt, Rollout, UserError
 
 HELP = "Enter sends, /new forgets the conversation, /quit (or Ctrl-D) leaves."

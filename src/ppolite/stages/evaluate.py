@@ -9,6 +9,7 @@ independent of them.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,25 +23,19 @@ from ppolite.models.load import load_causal, load_reward
 from ppolite.models.roles import Norm, Roles, check_vocabulary, same_bottom
 from ppolite.models.trunk import Body, Trunk
 from ppolite.obs.metrics import bootstrap_mean_ci, distinct_n
+from ppolite.obs.run_files import write_json
 from ppolite.rollout.evaluate import Judge, before_and_after, distance, length, mean
 from ppolite.rollout.experience import source_means
 from ppolite.rollout.local import LocalGenerator
 from ppolite.rollout.score import TrunkScorer
 from ppolite.stages.checkpoint import stage_folder
-from ppolite.stages.loop import (
-    Opened,
-    derive_seed,
-    load_prompts,
-    log,
-    open_model,
-    read_agreement,
-    round_folders,
-    sft_folder,
-    tests_of,
-    write_json,
-)
+from ppolite.stages.opening import Opened, open_model, read_agreement, round_folders, sft_folder
+from ppolite.stages.rows import load_prompts, tests_of
 from ppolite.stages.scoring import open_scorer, scored_by
+from ppolite.stages.seeds import derive_seed
 from ppolite.types import Prompt, Rollout, Scorer, UserError
+
+log = logging.getLogger("ppolite")
 
 
 def finished(recipe: Recipe, run_dir: Path) -> tuple[Opened, Roles]:

@@ -6,6 +6,7 @@ one, wherever it is. The judge looks on and has no say in that. `ppolite eval` u
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,8 +20,9 @@ from ppolite.rollout.evaluate import Judge, distance, length, mean
 from ppolite.rollout.experience import source_means
 from ppolite.rollout.local import LocalGenerator
 from ppolite.stages.checkpoint import State
-from ppolite.stages.loop import log
 from ppolite.types import NotFiniteError, Prompt, Rollout, UserError
+
+log = logging.getLogger("ppolite")
 
 
 @dataclass

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import gc
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -32,24 +33,19 @@ from ppolite.data.split import split_by_prompt
 from ppolite.obs.rate import rate_file, replace_file
 from ppolite.obs.report import AGAIN, write_report
 from ppolite.obs.rounds import read_rounds, write_rounds_report
-from ppolite.obs.run_files import Evaluation, read_json
+from ppolite.obs.run_files import Evaluation, read_json, write_json
 from ppolite.rollout.evaluate import mean
 from ppolite.stages.evaluate import evaluate_run, judge_texts, side_by_side
-from ppolite.stages.loop import (
-    derive_seed,
-    load_split,
-    log,
-    read_agreement,
-    round_folders,
-    shuffled,
-    tests_of,
-    write_json,
-)
+from ppolite.stages.opening import read_agreement, round_folders
 from ppolite.stages.ppo import PPO
 from ppolite.stages.reward import RewardModel
+from ppolite.stages.rows import load_split, shuffled, tests_of
 from ppolite.stages.run import check_unchanged, evaluated, is_finished, run_stage
 from ppolite.stages.sample import sample
+from ppolite.stages.seeds import derive_seed
 from ppolite.types import Preference, Scored, UserError
+
+log = logging.getLogger("ppolite")
 
 
 class Iteration:

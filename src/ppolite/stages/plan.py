@@ -36,10 +36,12 @@ from ppolite.config import Data, Recipe, parse_recipe, put, read_override
 from ppolite.data.chat import encode_example, encode_prompt, prepare_tokenizer
 from ppolite.models.load import compute_dtype, load_config, load_tokenizer, pick_device
 from ppolite.ops.packing import common_prefix
-from ppolite.stages.loop import derive_seed, load_split, resolve, shuffled
 from ppolite.stages.needs import Job, Rows, Stage, stages
+from ppolite.stages.opening import resolve
 from ppolite.stages.reward import ITEMS, responses_of
+from ppolite.stages.rows import load_split, shuffled
 from ppolite.stages.run import RESULTS
+from ppolite.stages.seeds import derive_seed
 from ppolite.types import UserError
 
 SAMPLE = 512

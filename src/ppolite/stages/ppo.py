@@ -19,6 +19,7 @@ The loop is open: `PPO.next_round`, `step`, `evaluate`, `save` and `checkpoint` 
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Sequence
@@ -43,23 +44,17 @@ from ppolite.stages.checkpoint import State
 from ppolite.stages.doctor.quick import before_ppo
 from ppolite.stages.evaluate import judge_of
 from ppolite.stages.heldout import HeldOut
-from ppolite.stages.loop import (
-    Skips,
-    after_sft,
-    derive_seed,
-    fingerprint_of,
-    load_prompts,
-    log,
-    open_model,
-    open_reward,
-    open_trunk,
-    tests_of,
-)
+from ppolite.stages.learner import Skips
+from ppolite.stages.opening import after_sft, open_model, open_reward, open_trunk
 from ppolite.stages.rounds import Rounds
+from ppolite.stages.rows import load_prompts, tests_of
 from ppolite.stages.scoring import open_scorer
+from ppolite.stages.seeds import derive_seed, fingerprint_of
 from ppolite.stages.session import Session, begin_again, write_checkpoint
 from ppolite.stages.update import Updates
 from ppolite.types import Experience, Leash, Prompt, Rollout, Scorer, UserError
+
+log = logging.getLogger("ppolite")
 
 
 class PPO:

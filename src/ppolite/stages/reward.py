@@ -17,6 +17,7 @@ normalise the reward.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -40,26 +41,14 @@ from ppolite.rollout.experience import over_batches
 from ppolite.rollout.local import LocalGenerator
 from ppolite.stages.checkpoint import State
 from ppolite.stages.doctor.quick import before_fit
-from ppolite.stages.loop import (
-    Fitting,
-    Learner,
-    Skips,
-    after_sft,
-    batches,
-    count_batches,
-    derive_seed,
-    fingerprint_of,
-    load_split,
-    log,
-    open_model,
-    open_trunk,
-    put_weights,
-    shuffled,
-    step_together,
-    weights_of,
-)
+from ppolite.stages.learner import Fitting, Learner, Skips, put_weights, step_together, weights_of
+from ppolite.stages.opening import after_sft, open_model, open_trunk
+from ppolite.stages.rows import batches, count_batches, load_split, shuffled
+from ppolite.stages.seeds import derive_seed, fingerprint_of
 from ppolite.stages.session import Session
 from ppolite.types import Preference, Prompt, Ranking, Sampling, Scored, UserError
+
+log = logging.getLogger("ppolite")
 
 ITEMS = {"scores": "scored", "pairs": "preferences", "rankings": "rankings"}
 

@@ -11,6 +11,7 @@ loses no response.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -24,8 +25,12 @@ from ppolite.rollout.experience import checked_scores
 from ppolite.rollout.local import LocalGenerator
 from ppolite.rollout.record import rollout_from, rollout_state
 from ppolite.stages.checkpoint import State
-from ppolite.stages.loop import Cycle, Opened, derive_seed, fingerprint_of, log
+from ppolite.stages.opening import Opened
+from ppolite.stages.rows import Cycle
+from ppolite.stages.seeds import derive_seed, fingerprint_of
 from ppolite.types import NotFiniteError, Prompt, Rollout, UserError
+
+log = logging.getLogger("ppolite")
 
 
 class Rounds:

@@ -16,7 +16,7 @@ from ppolite.obs.report import AGAIN, write_report
 from ppolite.obs.run_files import Evaluation, read_json
 from ppolite.stages.checkpoint import stage_folder
 from ppolite.stages.evaluate import evaluate_run
-from ppolite.stages.loop import round_folders
+from ppolite.stages.opening import round_folders
 from ppolite.stages.ppo import PPO
 from ppolite.stages.reward import RewardModel
 from ppolite.stages.sft import SFT

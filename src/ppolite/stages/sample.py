@@ -9,14 +9,19 @@ Left out: several models in one file; sample twice and join the lines.
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 
 from ppolite.config import Data, Recipe
 from ppolite.models.trunk import Body
 from ppolite.obs.sinks import progress
 from ppolite.rollout.local import LocalGenerator
-from ppolite.stages.loop import derive_seed, load_prompts, log, open_model
+from ppolite.stages.opening import open_model
+from ppolite.stages.rows import load_prompts
+from ppolite.stages.seeds import derive_seed
 from ppolite.types import Sampling, UserError
+
+log = logging.getLogger("ppolite")
 
 
 def sample(

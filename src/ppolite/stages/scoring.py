@@ -29,7 +29,8 @@ from ppolite.rollout.sources.combine import Combined, measured_units
 from ppolite.rollout.sources.function import FunctionScorer
 from ppolite.rollout.sources.http import HttpScorer
 from ppolite.rollout.sources.rules import FormatPenalty, LengthPenalty
-from ppolite.stages.loop import Opened, derive_seed
+from ppolite.stages.opening import Opened
+from ppolite.stages.seeds import derive_seed
 from ppolite.types import Prompt, Rollout, Scorer, UserError
 
 

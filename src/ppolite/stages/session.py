@@ -16,6 +16,7 @@ go on where they are, since the same data would do the same again.
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import threading
@@ -26,10 +27,13 @@ from typing import Any, Protocol
 
 from ppolite.config import Recipe, changed_keys, save_recipe
 from ppolite.dist import single
+from ppolite.obs.run_files import write_json
 from ppolite.obs.sinks import MetricsLog, progress
 from ppolite.stages.checkpoint import Checkpoints, State
-from ppolite.stages.loop import Skips, log, write_json
+from ppolite.stages.learner import Skips
 from ppolite.types import Interrupted, UserError
+
+log = logging.getLogger("ppolite")
 
 
 class Trainer(Protocol):

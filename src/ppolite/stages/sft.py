@@ -10,6 +10,7 @@ Prompts carry no loss. The frozen bottom is run without gradients; the result is
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterator, Sequence
 from itertools import islice
@@ -24,25 +25,14 @@ from ppolite.models.roles import trainable
 from ppolite.models.trunk import Sequences
 from ppolite.stages.checkpoint import State
 from ppolite.stages.doctor.quick import before_fit
-from ppolite.stages.loop import (
-    Fitting,
-    Learner,
-    Skips,
-    batches,
-    count_batches,
-    derive_seed,
-    fingerprint_of,
-    load_split,
-    log,
-    open_model,
-    open_trunk,
-    put_weights,
-    shuffled,
-    step_together,
-    weights_of,
-)
+from ppolite.stages.learner import Fitting, Learner, Skips, put_weights, step_together, weights_of
+from ppolite.stages.opening import open_model, open_trunk
+from ppolite.stages.rows import batches, count_batches, load_split, shuffled
+from ppolite.stages.seeds import derive_seed, fingerprint_of
 from ppolite.stages.session import Session
 from ppolite.types import Example, UserError
+
+log = logging.getLogger("ppolite")
 
 Encoded = tuple[list[int], list[int]]
 """Prompt ids and response ids, the ending token included."""

@@ -24,16 +24,9 @@ from ppolite.ops.kl import AdaptivePenalty
 from ppolite.ops.losses import explained_variance, value_loss
 from ppolite.rollout.experience import policy_logprobs
 from ppolite.stages.checkpoint import State
-from ppolite.stages.loop import (
-    Fitting,
-    Learner,
-    Skips,
-    derive_seed,
-    put_weights,
-    step_together,
-    weights_of,
-)
+from ppolite.stages.learner import Fitting, Learner, Skips, put_weights, step_together, weights_of
 from ppolite.stages.objective import MAXIMA, policy_loss, update_kl
+from ppolite.stages.seeds import derive_seed
 from ppolite.types import Experience
 
 Metrics = dict[str, float]

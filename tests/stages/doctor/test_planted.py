@@ -26,6 +26,7 @@ from transformers import AutoModelForCausalLM, GraniteConfig
 from ppolite.config import Recipe
 from ppolite.stages.doctor.finding import Finding
 from ppolite.stages.doctor.full import examine
+from ppolite.stages.plan import plan
 from ppolite.stages.reward import RewardModel
 
 SOUND = {"sft__data__held_out": 0.2}
@@ -103,6 +104,21 @@ def test_a_sound_run_has_nothing_to_tell(place: Place) -> None:
     assert {name for name, f in found.items() if f.verdict == "skipped"} == {"place/judge"}
     assert len(found) >= 35
     assert sorted(place.run.rglob("*")) == before
+
+
+def test_memory_is_what_plan_says(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = place.recipe()
+    peak = plan(recipe).largest.peak
+    monkeypatch.setattr("ppolite.stages.plan._machine", lambda device, gpu: ("this machine", peak // 2))
+    found = looked(recipe, place.run)["place/plan"]
+    assert found.verdict == "warn"
+    assert "--set" in found.remedy
+
+
+def test_a_section_that_cannot_be_planned_hides_no_other_finding(place: Place) -> None:
+    found = looked(place.recipe(sft__data__columns={"completion": "answer"}), place.run)
+    assert found["place/plan"].verdict == "skipped"
+    assert "fail" in odd(found).values()
 
 
 def test_before_sft_what_is_missing_is_skipped(place: Place) -> None:

@@ -19,9 +19,9 @@ from ppolite.rollout.local import LocalGenerator
 from ppolite.stages.checkpoint import Checkpoints
 from ppolite.stages.doctor import model, probe, quick
 from ppolite.stages.doctor.finding import Finding, graded, skipped, worst
-from ppolite.stages.loop import load_prompts
 from ppolite.stages.ppo import PPO
 from ppolite.stages.reward import RewardModel
+from ppolite.stages.rows import load_prompts
 from ppolite.stages.run import run_stage
 from ppolite.stages.sft import SFT
 from ppolite.types import Prompt, Rollout, Sampling, UserError

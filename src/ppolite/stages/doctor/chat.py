@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from ppolite.data.chat import encode_example, encode_prompt, render, turn_ending
 from ppolite.obs.visible import visible
 from ppolite.stages.doctor.finding import Finding, graded, skipped
-from ppolite.stages.loop import Opened
+from ppolite.stages.opening import Opened
 from ppolite.types import Prompt, UserError
 
 Pairs = Sequence[tuple[Prompt, str]]

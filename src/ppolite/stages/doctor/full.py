@@ -7,7 +7,7 @@
     reward    RUN/reward asked again about held-out rows of people's
     ppo       a larger round, all of whose updates are made at a learning rate of 0
     sources   each entry of `ppo.rewards` is opened and asked about that round
-    disk      room for all that is still to be written
+    disk      room for all that is still to be written, and the memory that `ppolite plan` counts
 
 What needs a part that is not there is skipped. Nothing is written, and no number of a later run depends on it.
 """
@@ -26,9 +26,10 @@ from ppolite.rollout.score import TrunkScorer
 from ppolite.rollout.sources.combine import values_of
 from ppolite.stages.doctor import chat, model, place, probe, quick, reward, rows
 from ppolite.stages.doctor.finding import Finding, graded, skipped, worst
-from ppolite.stages.doctor.place import Need
+from ppolite.stages.doctor.place import Need, told
 from ppolite.stages.doctor.rows import Source
-from ppolite.stages.loop import after_sft, open_model
+from ppolite.stages.opening import after_sft, open_model
+from ppolite.stages.plan import plan
 from ppolite.stages.ppo import PPO
 from ppolite.stages.reward import RewardModel
 from ppolite.stages.run import is_finished
@@ -70,8 +71,23 @@ def examine(recipe: Recipe, run_dir: Path, count: int = ROWS) -> list[Finding]:
         if need and not is_finished(run_dir, stage):
             needs.append(need)
     if needs:
-        found.append(place.disk(run_dir, recipe.checkpoint, needs))
+        found += [place.disk(run_dir, recipe.checkpoint, needs), _memory(recipe)]
     return worst(found)
+
+
+def _memory(recipe: Recipe) -> Finding:
+    """Room for all that `ppolite plan` counts. Only a warning, since the token budget can give way."""
+    try:
+        made = plan(recipe)
+    except UserError as error:  # data that another check complains about
+        return skipped("place/plan", str(error))
+    change = f"; --set {made.changes[0][0]} takes {told(made.changes[0][1])}" if made.changes else ""
+    return graded(
+        "place/plan",
+        f"{told(made.largest.peak)} planned for {made.largest.name}, {told(made.has)} on {made.where}",
+        f"see `ppolite plan`{change}",
+        warn=not made.fits,
+    )
 
 
 def of_model(recipe: Recipe, run_dir: Path, sources: list[Source]) -> list[Finding]:

@@ -10,7 +10,7 @@ from torch import nn
 from ppolite.config import Recipe
 from ppolite.models.trunk import Trunk, checked_trunk
 from ppolite.stages.doctor.finding import Finding, graded
-from ppolite.stages.loop import Opened
+from ppolite.stages.opening import Opened
 from ppolite.types import UserError
 
 SPLIT = "model/split"

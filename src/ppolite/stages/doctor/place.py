@@ -67,7 +67,7 @@ def disk(run_dir: Path, config: Checkpoint, needs: Sequence[Need]) -> Finding:
     checkpoints = (config.keep + 1) * max(need.checkpoint for need in needs)
     return graded(
         "place/disk",
-        f"{_size(free)} free, {_size(results)} of results and up to {_size(checkpoints)} of checkpoints to come",
+        f"{told(free)} free, {told(results)} of results and up to {told(checkpoints)} of checkpoints to come",
         "free some space, choose another --out, or set checkpoint.keep lower",
         warn=free < results + checkpoints,
         fail=free < results or (free < results + checkpoints and config.on_error == "stop"),
@@ -77,14 +77,15 @@ def disk(run_dir: Path, config: Checkpoint, needs: Sequence[Need]) -> Finding:
 def memory(device: torch.device, need: Need) -> Finding:
     """Room for gradients, moments and the best weights so far.
 
-    Activations are not counted: they follow the token budget, which gives way where they do not fit (`loop.Fitting`).
+    Activations are not counted: they follow the token budget, which gives way where they do not fit (`Fitting`).
+    `place/plan` of the full form counts them.
     """
     name, free = "place/memory", _free_memory(device)
     if free is None:
         return skipped(name, f"this system does not say how much memory of {device} is free")
     return graded(
         name,
-        f"{_size(free)} free on {device}, {_size(need.memory)} of gradients and moments to come, activations apart",
+        f"{told(free)} free on {device}, {told(need.memory)} of gradients and moments to come, activations apart",
         "close what else runs there, raise trunk.split, or set train.kind to lora",
         warn=need.memory > 0.8 * free,
         fail=need.memory > free,
@@ -119,7 +120,8 @@ def _nearest(folder: Path) -> Path:
     return next(place for place in (folder.resolve(), *folder.resolve().parents) if place.exists())
 
 
-def _size(count: float) -> str:
+def told(count: float) -> str:
+    """Bytes with a unit."""
     for unit in ("B", "KB", "MB"):
         if count < 1000:
             return f"{count:.0f} {unit}"

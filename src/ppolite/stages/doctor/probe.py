@@ -34,8 +34,9 @@ from ppolite.rollout.experience import make_experience, over_batches, policy_log
 from ppolite.rollout.local import LocalGenerator
 from ppolite.rollout.score import TrunkScorer
 from ppolite.stages.doctor.finding import Finding, graded, skipped
-from ppolite.stages.loop import Opened, derive_seed
+from ppolite.stages.opening import Opened
 from ppolite.stages.rounds import Rounds
+from ppolite.stages.seeds import derive_seed
 from ppolite.stages.update import Updates
 from ppolite.types import Experience, Leash, Rollout, Scorer
 

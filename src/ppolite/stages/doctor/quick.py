@@ -24,7 +24,7 @@ from ppolite.stages.doctor import chat, model, place, probe, reward
 from ppolite.stages.doctor.finding import Finding, graded
 from ppolite.stages.doctor.place import Need
 from ppolite.stages.doctor.probe import Plays, Probe
-from ppolite.stages.loop import Opened
+from ppolite.stages.opening import Opened
 from ppolite.types import Prompt, UserError
 
 log = logging.getLogger("ppolite")

@@ -15,8 +15,9 @@ from ppolite.data.chat import check_lengths, encode_prompt
 from ppolite.data.report import Report
 from ppolite.data.split import prompt_key
 from ppolite.stages.doctor.finding import Finding, graded, skipped
-from ppolite.stages.loop import Opened, read_rows, split_rows
+from ppolite.stages.opening import Opened
 from ppolite.stages.reward import ITEMS
+from ppolite.stages.rows import read_rows, split_rows
 from ppolite.types import Example, Preference, Prompt, Ranking, Scored, UserError
 
 

@@ -1,0 +1,81 @@
+"""Commands for answers: drawn for people, rated by people, talked about with both models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from ppolite.cli.place import Recipe_, Run_, Set_, place_of, recipe_of
+from ppolite.config import Data
+from ppolite.types import Sampling, UserError
+
+
+def sample(
+    recipe: Recipe_,
+    *,
+    to: Path,
+    prompts: int = 20,
+    n: int = 4,
+    model: str | None = None,
+    data: str | None = None,
+    max_new_tokens: int | None = None,
+    temperature: float = 1.0,
+    set: Set_ = (),  # noqa: A002
+) -> None:
+    """Draw several candidate answers a prompt, into a file for people to score (`ppolite score FILE`).
+
+    Args:
+        recipe: A recipe (YAML), the name of a shipped one (film), or a run folder.
+        to: The jsonl file to write: prompt, response, and an empty score.
+        prompts: How many prompts.
+        n: Candidates for each.
+        model: Folder or hub id; the recipe's model (in a run folder: its newest result) when left out.
+        data: File with prompts; the recipe's ppo.prompts when left out.
+        max_new_tokens: Length limit; the recipe's ppo.max_new_tokens when left out.
+        temperature: Of sampling.
+        set: Change a key of the recipe. May be repeated.
+    """
+    place = place_of(recipe, None, set)
+    config = place.recipe.ppo
+    source = Data(path=data, held_out=0) if data else config.prompts if config else None
+    if source is None:
+        raise UserError(f"{recipe}: no `ppo.prompts` to take prompts from; name a file with --data")
+    newest = [str(place.run_dir / f) for f in ("policy", "sft") if (place.run_dir / f).exists()]
+    if model is None and newest and Path(recipe).is_dir():
+        model = newest[0]
+    length = max_new_tokens or (config.max_new_tokens if config else 128)
+    if min(prompts, n, length) < 1 or temperature <= 0:
+        raise UserError("--prompts, --n, --max-new-tokens and --temperature must be above 0")
+
+    from ppolite.stages.sample import sample as draw
+
+    rows = draw(
+        place.recipe, source, Sampling(length, temperature), model=model, count=prompts, n=n, target=to
+    )
+    print(f"{rows} candidates in {to}; rate them with `ppolite score {to}`")
+
+
+def score(file: Annotated[Path, tyro.conf.Positional]) -> None:
+    """Rate candidates by hand: 0–9, s skips, u takes back, q leaves. Answers are saved one by one.
+
+    Args:
+        file: A jsonl file as `ppolite sample` writes it.
+    """
+    from ppolite.obs.rate import rate_file
+
+    rate_file(file)
+
+
+def chat(run: Run_, *, seed: int = 0) -> None:
+    """Talk to the model before and after PPO, side by side.
+
+    Args:
+        run: A run folder.
+        seed: The same seed and lines give the same answers.
+    """
+    recipe = recipe_of(run)
+    from ppolite.stages.chat import chat as talk
+
+    talk(recipe, run, seed=seed)

@@ -1,0 +1,64 @@
+"""What the commands share: words of the command line, and which recipe and folder they name."""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from ppolite.config import Recipe, load_recipe, recipe_path, run_folder
+from ppolite.types import UserError
+
+Recipe_ = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RECIPE|RUN")]
+Run_ = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+Set_ = Annotated[tuple[str, ...], tyro.conf.arg(name="set", metavar="KEY=VALUE"), tyro.conf.UseAppendAction]
+Allow_ = Annotated[bool, tyro.conf.FlagCreatePairsOff]
+Json_ = Annotated[bool, tyro.conf.arg(name="json")]
+
+
+@dataclass
+class Place:
+    """A recipe and the folder its results go to."""
+
+    recipe: Recipe
+    run_dir: Path
+
+
+def place_of(source: str, out: Path | None, overrides: tuple[str, ...]) -> Place:
+    """A recipe file (results in runs/ITS_NAME), a run folder, or the name of a shipped recipe."""
+    path = Path(source)
+    if path.is_dir():
+        if out is not None:
+            raise UserError(f"{path}: is a run folder, which has its place; --out goes with a recipe file")
+        return Place(recipe_of(path, overrides), path)
+    return Place(load_recipe(path, overrides), out or run_folder(recipe_path(path).stem, source))
+
+
+def check_run(run_dir: Path) -> None:
+    if not (run_dir / "recipe.yaml").exists():
+        raise UserError(f"{run_dir}: no run folder (it has no recipe.yaml); `ppolite run RECIPE` makes one")
+
+
+def recipe_of(run_dir: Path, overrides: tuple[str, ...] = ()) -> Recipe:
+    check_run(run_dir)
+    return load_recipe(run_dir / "recipe.yaml", overrides)
+
+
+def judge_is_there(asked: str = "evaluation.judge is vader", without: str = "evaluation.judge=none") -> None:
+    """Ten minutes of training should not end in a missing package."""
+    if importlib.util.find_spec("vaderSentiment") is None:
+        raise UserError(
+            f"{asked}, but vaderSentiment is not installed; `pip install 'ppolite[demo]'`, "
+            f"or go on with --set {without}"
+        )
+
+
+def show_table(result: dict[str, Any]) -> None:
+    from rich.console import Console
+
+    from ppolite.obs.table import before_after_table
+
+    Console().print(before_after_table(result))

