@@ -102,16 +102,16 @@ class Tokens:
         )
 
 
-def needed(shape: Shape, t: Tokens, updates: int, *, weight_grads: bool) -> dict[str, float]:
-    """Of each phase: attention left out, which is a few percent at these lengths."""
+def needed(shape: Shape, t: Tokens, updates: int, *, weight_grads: bool, bodies: int = 2) -> dict[str, float]:
+    """Of each phase. Left out: attention, a few percent. `bodies`: 1 where policy and critic share one."""
     tokens = t.own + t.shared
     learn = shape.top * (3 if weight_grads else 2)
     return {
         "generate": tokens * shape.whole + t.responses * shape.head,
         "score": tokens * shape.whole,  # the bottom is every role's; the reward model's top
-        "prepare": tokens * 3 * shape.top + t.responses * 2 * shape.head,  # π_old, π_ref, V
+        "prepare": tokens * (1 + bodies) * shape.top + t.responses * 2 * shape.head,  # π_old, π_ref, V
         # The head is frozen: its forward, and the gradient that it hands down.
-        "update": updates * (t.own * 2 * learn + t.responses * 2 * shape.head),
+        "update": updates * (t.own * bodies * learn + t.responses * 2 * shape.head),
     }
 
 
@@ -204,7 +204,13 @@ def main() -> None:
     _, seqs = ppo.last
     config = ppo.config
     tokens = Tokens.of(rollouts, seqs.prefix_P.numel(), config.max_new_tokens)
-    least = needed(shape, tokens, config.epochs, weight_grads=ppo.recipe.train.kind != "lora")
+    least = needed(
+        shape,
+        tokens,
+        config.epochs,
+        weight_grads=ppo.recipe.train.kind != "lora",
+        bodies=1 if ppo.roles.critic.borrows else 2,
+    )
     most = usual(shape, tokens, config.epochs)
     for name, phase in phases.items():
         phase.needed, phase.usual = least[name], most[name]

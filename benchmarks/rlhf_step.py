@@ -41,6 +41,7 @@ WHOLE = ["roles=separate", "train.kind=full", "trunk.split=0", "dtype=float32", 
 
 OWN: dict[str, tuple[str, list[str]]] = {
     "film": ("film", []),
+    "film, one body for policy and critic": ("film", ["ppo.critic_body=policy"]),
     "film_lora": ("film_lora", []),
     "film_lora, split 20": ("film_lora", ["trunk.split=20"]),
 }

@@ -22,6 +22,11 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["MPLBACKEND"] = "Agg"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The real model first: left to the end, one worker would be alone with it for minutes."""
+    items.sort(key=lambda item: "real" not in item.keywords)
+
+
 @pytest.fixture(scope="session")
 def real_model() -> Path:
     """Folder of the embedded 135M model, fetched if need be. Tests that take it are marked `real`."""

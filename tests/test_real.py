@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -40,18 +40,9 @@ SETS = [
 
 
 @pytest.fixture(scope="module")
-def run(real_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def run(real_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("real") / "film"
     sets = [part for value in [f"model={real_model}", *SETS] for part in ("--set", value)]
-    threads = torch.get_num_threads()
-    torch.set_num_threads(2)
-    try:
-        yield trained(folder, sets)
-    finally:
-        torch.set_num_threads(threads)
-
-
-def trained(folder: Path, sets: list[str]) -> Path:
     assert main(["run", "film", "--out", str(folder), *sets]) == 0
     return folder
 

@@ -223,6 +223,10 @@ CONTRADICTIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "samples that do not divide": ("multiple", {"ppo": {"prompts": DATA, "behaviour": "sft", "sft_samples": 65}}),
     "prompts that do not divide": ("multiple", {"ppo": {"prompts": DATA, "samples_per_prompt": 5}}),
     "more minibatches than rollouts": ("minibatches", {"ppo": {"prompts": DATA, "minibatches": 65}}),
+    "a critic on the policy's layers that starts as the reward model": (
+        "critic_init", {"ppo": {"prompts": DATA, "critic_body": "policy", "critic_init": "reward"}}
+    ),
+    "two losses on layers of their own": ("value_coef", {"ppo": {"prompts": DATA, "value_coef": 0.5}}),
     "critic from no reward model": (
         "critic_init", {"ppo": {"prompts": DATA, "rewards": [FUNCTION], "critic_init": "reward"}}
     ),

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ppolite.config import Train
 from ppolite.models.body import Body
-from ppolite.models.roles import Norm, Roles, build_roles, critic_body, reward_body, same_bottom, trainable
+from ppolite.models.roles import Norm, Roles, build_roles, own_critic, reward_body, same_bottom, trainable
 from ppolite.models.sequences import Sequences
 from ppolite.models.trunk import Trunk
 from ppolite.types import UserError
@@ -164,6 +164,32 @@ def test_without_a_reward_model_the_critic_starts_at_zero() -> None:
         roles.reward_scores(seqs)
 
 
+@pytest.mark.parametrize("kind", ["lora", "layers", "full"])
+@pytest.mark.parametrize("separate", [False, True])
+def test_a_critic_on_the_policys_layers(kind: str, separate: bool) -> None:
+    """It has a head to train and nothing else; its loss reaches the policy's weights; the others are as they were."""
+    model = tiny.model()
+    reward: Any = tiny.classifier(model, changed_from=0 if separate else 2)
+    roles = build_roles(
+        Trunk(model, 0 if separate or kind == "full" else 2), tiny.train(kind), (reward, reward.score, NORM),
+        separate=tiny.model if separate else None, critic_body="policy",
+    )  # fmt: skip
+    before = {name: x for name, x in seen(roles)[1].items() if name != "policy"}
+    assert not before["critic"].any()
+    assert set(roles.critic.trained_by_name()) == {"score.weight", "score.bias"}
+    assert not set(map(id, roles.policy.trained())) & set(map(id, roles.critic.trained()))
+    with torch.no_grad():
+        for p in (*roles.policy.trained(), *roles.critic.trained()):
+            p.add_(0.1 * torch.randn_like(p))
+    seqs, after = seen(roles)
+    assert after["critic"].any()
+    for name in before.keys() - {"critic"}:
+        assert torch.equal(after[name], before[name])
+    roles.critic.values(seqs).sum().backward()
+    assert all(p.grad is not None for p in roles.critic.trained())
+    assert any(p.grad is not None and p.grad.any() for p in roles.policy.trained())
+
+
 def test_norm_by_hand() -> None:
     assert Norm(mean=1.0, std=4.0)(torch.tensor([1.0, 3.0, -7.0])).tolist() == [0.0, 0.5, -2.0]
     assert Norm()(torch.tensor(3.0)).item() == 3.0
@@ -250,7 +276,7 @@ def test_another_vocabulary_is_refused() -> None:
 
 def test_a_critic_body_may_be_put_on_a_body_without_a_head() -> None:
     trunk = Trunk(tiny.model(), 1)
-    critic = critic_body(trunk, None, Norm(), Train(kind="layers"), "reward", 1.0)
+    critic = own_critic(trunk, None, Norm(), Train(kind="layers"), "reward", 1.0)
     assert isinstance(critic, Body)
     assert isinstance(critic.score, nn.Linear)
     assert critic.head is None

@@ -26,13 +26,15 @@ from torch.utils.checkpoint import checkpoint
 
 from ppolite.config import PPO, Data, Optim, Train
 from ppolite.models.load import Norm
-from ppolite.models.roles import Roles, build_roles
+from ppolite.models.roles import Roles, build_roles, scalar_head
 from ppolite.models.sequences import Sequences
 from ppolite.models.trunk import Trunk
+from ppolite.ops.losses import value_loss
 from ppolite.rollout.experience import make_experience
 from ppolite.stages.learner import Skips
+from ppolite.stages.objective import policy_loss
 from ppolite.stages.update import Updates
-from ppolite.types import Prompt, Rollout
+from ppolite.types import Experience, Prompt, Rollout
 
 BOUND = {torch.float64: 1e-12, torch.float32: 1e-6}
 ROWS = 7
@@ -94,10 +96,9 @@ def world(family: str, kind: Any, layout: Layout, dtype: torch.dtype) -> Roles:
 def watched(roles: Roles) -> Iterator[tuple[str, torch.nn.Parameter]]:
     """Trained weights of the upper layers, norms and heads of policy and critic, with names that no split changes."""
     for role, body in (("policy", roles.policy), ("critic", roles.critic)):
-        for name, p in body.named_parameters():
+        for name, p in body.trained_by_name().items():
             absolute = _absolute(name, body.start)
-            below = absolute.startswith(tuple(f"layer {i} " for i in range(TOP)))
-            if p.requires_grad and not below:
+            if not absolute.startswith(tuple(f"layer {i} " for i in range(TOP))):
                 yield f"{role} {absolute}", p
 
 
@@ -155,6 +156,20 @@ def gradients(
     return {name: p.grad.double() for name, p in watched(roles) if p.grad is not None}
 
 
+def with_one_body(layout: Layout, kind: str) -> tuple[Roles, Updates, tuple[Experience, Sequences]]:
+    """The critic a second head on the policy's layers, both moved away from the start."""
+    roles = world("llama", kind, layout, torch.float64)
+    roles.critic = roles.policy.second_head(scalar_head(roles.policy, bias=True))
+    config = PPO(
+        prompts=Data(path="x"), optim=Optim(micro_batch_tokens=layout.budget), rollouts=ROWS, value_clip=None,
+        critic_body="policy", value_coef=0.3,
+    )  # fmt: skip
+    scores = [0.3 * i - 1 for i in range(ROWS)]
+    known = make_experience(roles, rollouts(3), scores, config, beta=0.1)
+    move(roles)
+    return roles, Updates(roles, config, Skips(), 3, seed=0), known
+
+
 def _laid_out(original: Any, layout: Layout) -> Any:
     """`Sequences.of` with more padding, and without a shared prefix."""
 
@@ -202,6 +217,29 @@ def width(dtype: torch.dtype) -> Iterator[None]:
             yield
     finally:
         torch.set_default_dtype(before)
+
+
+@pytest.mark.parametrize("kind", ["layers", "lora"])
+def test_one_pass_for_policy_and_critic_gives_the_gradients_of_two(kind: str) -> None:
+    """loss + c · value loss, of one pass, beside both of a pass of their own."""
+    with width(torch.float64):
+        layout = Layout()
+        (one, updates, known), (two, *_) = (with_one_body(layout, kind) for _ in range(2))
+        updates.minibatch(*known, list(range(ROWS)), 0.1)
+        found = {name: p.grad for name, p in watched(one) if p.grad is not None}
+        config, (experience, seqs) = updates.config, known
+        denom = experience.mask_BR.sum()
+        logp_BR, _ = two.policy.logprobs(seqs, config.temperature)
+        loss, _ = policy_loss(logp_BR, experience, config, penalty=1.0, leash=0.1, denom=denom)
+        loss.backward()
+        vloss, _ = value_loss(
+            two.critic.values(seqs), experience.values_BR, experience.returns_BR, experience.mask_BR,
+            clip=config.value_clip, denom=denom,
+        )  # fmt: skip
+        (config.value_weight * vloss).backward()
+        plain = {name: p.grad for name, p in watched(two) if p.grad is not None}
+    assert found.keys() == plain.keys()
+    compare(found, plain, BOUND[torch.float64])
 
 
 @pytest.mark.parametrize("dtype", BOUND, ids=str)

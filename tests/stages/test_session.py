@@ -79,6 +79,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     },
     "lora": {"train__kind": "lora", "ppo__samples_per_prompt": 4},
     "full": {"train__kind": "full", "trunk__split": 0},
+    "one body": {"ppo__critic_body": "policy"},
     "function": {"ppo__rewards": [{"kind": "length", "max": 3}, {"kind": "model"}]},
 }  # fmt: skip
 

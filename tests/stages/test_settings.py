@@ -350,6 +350,8 @@ CASES: dict[str, Case] = {
     "ppo.reward_scale": Case("ppo", 3.0, differs("reward/shaped_mean")),
     "ppo.reward_clip": Case("ppo", 0.1, differs("reward/shaped_mean")),
     "ppo.missing_eos_penalty": Case("ppo", 3.0, lower("reward/shaped_mean")),
+    "ppo.critic_body": Case("ppo", "policy", lambda a, b: b.column("value/mean")[0] == 0 != b.column("value/mean")[-1]),
+    "ppo.value_coef": Case("ppo", 2.0, given={"ppo.critic_body": "policy"}),
     "ppo.critic_init": Case("ppo", "zero", lambda a, b: b.column("value/mean")[0] == 0),
     "ppo.kl.beta": Case("ppo", 1.0, differs("policy/loss")),
     "ppo.kl.target": Case("ppo", 0.5, differs("leash/beta")),

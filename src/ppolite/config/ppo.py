@@ -59,7 +59,7 @@ class PPO(Section):
     optim: Optim = Optim(schedule="constant", lr=3e-5)
     """For the policy."""
     critic: Adam = Adam(schedule="constant", lr=5e-5)
-    """For the critic; it goes through the model together with the policy."""
+    """For the critic's weights; with `critic_body: policy` these are its head's."""
     steps: int = Field(default=50, ge=1)
     """Rounds of sampling and learning."""
     rollouts: int = Field(default=64, ge=2)
@@ -125,6 +125,11 @@ class PPO(Section):
     critic_init: Literal["reward", "zero"] | None = None
     """The critic starts as the run's reward model, or as the SFT model with a zero head; when empty, as the reward
     model where that is among those who score."""
+    critic_body: Literal["own", "policy"] = "own"
+    """The critic's layers: its own, or the policy's, on which it is a second head then. One pass serves both, at about
+    half the cost; but two losses pull at the same weights, and what the reward model knows is not in them."""
+    value_coef: float | None = Field(default=None, gt=0)
+    """With `critic_body: policy`, the weight of the value loss beside the policy's; 0.1 when empty."""
     kl: KL = KL()
     """The leash to the SFT model."""
     eval_every: int = Field(default=5, ge=1)
@@ -147,7 +152,12 @@ class PPO(Section):
 
     @property
     def critic_start(self) -> Literal["reward", "zero"]:
-        return self.critic_init or ("reward" if self.asks_model else "zero")
+        return self.critic_init or ("reward" if self.asks_model and self.critic_body == "own" else "zero")
+
+    @property
+    def value_weight(self) -> float:
+        """Of the value loss in the loss of a body that serves policy and critic."""
+        return 0.1 if self.value_coef is None else self.value_coef
 
     @property
     def least_accuracy(self) -> float:
@@ -188,6 +198,14 @@ class PPO(Section):
             raise ValueError(
                 f"kl.target ({self.kl.target:g}) lies beyond max_kl ({self.max_kl:g}), so the leash would steer to "
                 "where no policy is kept; lower the one or raise the other"
+            )
+        if self.critic_body == "policy" and self.critic_init == "reward":
+            raise ValueError(
+                "critic_init: reward starts a critic with layers of its own, but critic_body is `policy`; remove one"
+            )
+        if self.critic_body == "own" and self.value_coef is not None:
+            raise ValueError(
+                "value_coef weighs two losses on the same layers; remove it, or set critic_body: policy"
             )
         if self.prompts.fewest_held_out < self.eval_prompts + 2:
             raise ValueError(

@@ -154,7 +154,7 @@ class Body(nn.Module):
         own: dict[str, Any] = {norm_name: norm, **front}
         top = view(decoder, {layers_name: nn.ModuleList([*skips, *layers]), **own})
         whole = view(decoder, {layers_name: nn.ModuleList([*below, *layers]), **own})
-        self.recomputes = False
+        self.recomputes = self.borrows = False
         # In tuples: not this module's parameters.
         self._shell = (decoder, whole, top, skips[-1] if skips else None)
         self._applied_head: tuple[Any] = (head,)
@@ -297,12 +297,21 @@ class Body(nn.Module):
         return getattr(self.decoder.config, "final_logit_softcapping", None)
 
     def logprobs(
-        self, seqs: Sequences, temperature: float, *, entropy: bool = False
+        self,
+        seqs: Sequences,
+        temperature: float,
+        *,
+        entropy: bool = False,
+        hidden_ND: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """log π of each response token and (asked for) the entropy, nats, [B, R]; 0 where there is none."""
+        """log π of each response token and (asked for) the entropy, nats, [B, R]; 0 where there is none.
+
+        `hidden_ND`: `response_hidden(seqs)`, where it is there already.
+        """
         (head,) = self._applied_head
+        hidden_ND = self.response_hidden(seqs) if hidden_ND is None else hidden_ND
         logp_N, entropy_N = token_logprobs(
-            self.response_hidden(seqs).to(self.dtype),
+            hidden_ND.to(self.dtype),
             head.weight,
             seqs.responses_BR()[seqs.mask_BR],
             bias_V=getattr(head, "bias", None),
@@ -312,9 +321,10 @@ class Body(nn.Module):
         )
         return _spread(logp_N, seqs.mask_BR), None if entropy_N is None else _spread(entropy_N, seqs.mask_BR)
 
-    def values(self, seqs: Sequences) -> Tensor:
-        """Value before each response token is drawn, [B, R]; 0 where mask_BR is False."""
-        return _spread(self._scalar(self.response_hidden(seqs)), seqs.mask_BR)
+    def values(self, seqs: Sequences, *, hidden_ND: Tensor | None = None) -> Tensor:
+        """Value before each response token is drawn, [B, R]; 0 where mask_BR is False. `hidden_ND` as in logprobs."""
+        hidden_ND = self.response_hidden(seqs) if hidden_ND is None else hidden_ND
+        return _spread(self._scalar(hidden_ND), seqs.mask_BR)
 
     def scores(self, seqs: Sequences) -> Tensor:
         """Scalar read at the last token of each row, [B]."""
@@ -358,8 +368,24 @@ class Body(nn.Module):
             for module, off in zip(tuned, before, strict=True):
                 module._disable_adapters = off
 
+    def second_head(self, score: nn.Linear) -> Body:
+        """These very layers and norm with a head of its own, which is all that it trains."""
+        other = Body(
+            self.decoder, self.start, self.layers, self.norm, self.front, score=score, dtype=self.dtype
+        )
+        other.borrows = True
+        return other
+
     def trained(self) -> list[nn.Parameter]:
-        return [p for p in self.parameters() if p.requires_grad]
+        return list(self.trained_by_name().values())
+
+    def trained_by_name(self) -> dict[str, nn.Parameter]:
+        """Those that are this body's to train: borrowed ones are trained by whom they belong to."""
+        return {
+            name: weight
+            for name, weight in self.named_parameters()
+            if weight.requires_grad and (not self.borrows or name.startswith("score."))
+        }
 
 
 def _spread(x_N: Tensor, mask_BR: Tensor) -> Tensor:

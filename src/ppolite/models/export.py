@@ -172,7 +172,7 @@ def load_policy(roles: Roles, source: str) -> None:
             " one; name that" + (" (`ppolite ppo --adapter` writes it)" if roles.lora else "")
         )
     given = _adapter_file(roles, source) if adapters else _policy_weights(roles, source)
-    mine = adapter_weights(roles.policy) if adapters else _trained(roles.policy)
+    mine = adapter_weights(roles.policy) if adapters else roles.policy.trained_by_name()
     if {k: w.shape for k, w in given.items()} != {k: w.shape for k, w in mine.items()}:
         raise UserError(
             f"ppo.start {source}: it was trained in other layers or shapes than this run trains; give `trunk` and"
@@ -181,10 +181,6 @@ def load_policy(roles: Roles, source: str) -> None:
     with torch.no_grad():
         for name, weight in mine.items():
             weight.copy_(given[name])
-
-
-def _trained(body: Body) -> dict[str, nn.Parameter]:
-    return {name: weight for name, weight in body.named_parameters() if weight.requires_grad}
 
 
 def _policy_weights(roles: Roles, source: str) -> dict[str, Tensor]:

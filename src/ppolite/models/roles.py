@@ -5,6 +5,7 @@
     layers       own copy of SFT top        SFT top              own copy of RM top         RM top
     full         own copy, embeddings too   SFT model            own copy, embeddings too   RM
 
+With `ppo.critic_body: policy` the critic is a second head on the policy's layers, whatever the kind.
 `roles: separate` is the same table with every top being a whole model of its own.
 """
 
@@ -147,7 +148,7 @@ def check_vocabulary(policy: PreTrainedModel, reward: PreTrainedModel) -> None:
         )
 
 
-def critic_body(
+def own_critic(
     trunk: Trunk, reward: Body | None, norm: Norm, train: Train, init: str, reward_scale: float
 ) -> Body:
     """The critic: the reward model's body, its output the value of a prefix, or the SFT body with head 0.
@@ -180,6 +181,7 @@ def build_roles(
     *,
     separate: Callable[[], PreTrainedModel] | None = None,
     critic_init: str = "reward",
+    critic_body: str = "own",
     reward_scale: float = 1.0,
 ) -> Roles:
     """Hand out the bodies. `separate` loads one more whole SFT model (`roles: separate`); None: one trunk."""
@@ -192,7 +194,14 @@ def build_roles(
             check_vocabulary(trunk.model, model)
             reward_top = Body.of(model, 0, score=score, dtype=trunk.dtype)
     return hand_out(
-        trunk, train, reward_top, norm, separate=separate, critic_init=critic_init, reward_scale=reward_scale
+        trunk,
+        train,
+        reward_top,
+        norm,
+        separate=separate,
+        critic_init=critic_init,
+        critic_body=critic_body,
+        reward_scale=reward_scale,
     )
 
 
@@ -204,11 +213,15 @@ def hand_out(
     *,
     separate: Callable[[], PreTrainedModel] | None,
     critic_init: str,
+    critic_body: str,
     reward_scale: float,
 ) -> Roles:
     """`build_roles` from the reward model's body on."""
-    critic_start = reward.clone(embed=True) if reward and separate else reward
-    critic = critic_body(trunk, critic_start, norm, train, critic_init, reward_scale)
+    own = None
+    if critic_body == "own":  # before the policy: it may be a copy of what that puts its adapters on
+        start = reward.clone(embed=True) if reward and separate else reward
+        own = own_critic(trunk, start, norm, train, critic_init, reward_scale)
     policy, lora = trainable(trunk.top, train)
+    critic = policy.second_head(scalar_head(policy, bias=True)) if own is None else own
     reference = trunk.top if separate is None else Body.of(separate(), 0, dtype=trunk.dtype)
     return Roles(trunk, policy, reference, critic, reward, norm, lora).hold()

@@ -122,16 +122,24 @@ def make_experience(
     seqs = sequences(roles, rollouts, budget)
     device, mask_BR = seqs.ids_BT.device, seqs.mask_BR
     entropies: list[Tensor] = []
+    values: list[Tensor] = []
 
     def old(part: Sequences) -> Tensor:
-        logp_BR, entropy_BR = roles.policy.logprobs(part, config.temperature, entropy=True)
+        hidden_ND = roles.policy.response_hidden(part)
+        logp_BR, entropy_BR = roles.policy.logprobs(
+            part, config.temperature, entropy=True, hidden_ND=hidden_ND
+        )
         assert entropy_BR is not None
         entropies.append(entropy_BR[part.mask_BR])
+        if roles.critic.borrows:
+            values.append(roles.critic.values(part, hidden_ND=hidden_ND))
         return logp_BR
 
     old_BR = over_batches(seqs, budget, old)
     ref_BR = over_batches(seqs, budget, lambda part: roles.ref_logprobs(part, config.temperature))
-    values_BR = over_batches(seqs, budget, roles.critic.values)
+    values_BR = over_batches(
+        seqs, budget, lambda part: values.pop(0) if values else roles.critic.values(part)
+    )
     kl_BR = kl_estimate(old_BR, ref_BR, config.kl.estimator)
     cut_B = torch.tensor([r.finish == "length" for r in rollouts], device=device)
     shaped_B = shaped_scores(roles.norm(scores_B.to(device)), cut_B, config)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ppolite.config import Adam
+from ppolite.models.body import Body
 
 log = logging.getLogger("ppolite")
 T = TypeVar("T")
@@ -147,14 +148,9 @@ class Skips:
         self.batches.clear()
 
 
-def weights_of(body: nn.Module) -> dict[str, nn.Parameter]:
-    """Those that are trained, by name."""
-    return {name: weight for name, weight in body.named_parameters() if weight.requires_grad}
-
-
-def put_weights(body: nn.Module, saved: Mapping[str, Tensor]) -> None:
+def put_weights(body: Body, saved: Mapping[str, Tensor]) -> None:
     """Into the weights that are trained. Raises ValueError where these are others than the saved ones."""
-    mine = weights_of(body)
+    mine = body.trained_by_name()
     if {k: w.shape for k, w in mine.items()} != {k: w.shape for k, w in saved.items()}:
         raise ValueError("the weights that are trained have other names or shapes")
     with torch.no_grad():

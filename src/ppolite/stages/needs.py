@@ -166,6 +166,7 @@ def _ppo(job: Job) -> Stage:
         Norm(),
         separate=job.model if recipe.roles == "separate" else None,
         critic_init=config.critic_start,
+        critic_body=config.critic_body,
         reward_scale=config.reward_scale,
     )
     policy, critic = learners = [roles.policy, roles.critic]
@@ -184,17 +185,16 @@ def _ppo(job: Job) -> Stage:
             # Let go, but its file has been compared with the trunk, and stays mapped as long as its top is used.
             always["reward model's bottom"] = _bottom(trunk)
     at_once = max(config.rollouts, config.eval_prompts, config.stored)
-    return Stage(
-        "ppo",
-        always | {"hidden states": job.hidden(batch)},
-        {
-            "generate": _generation(job, policy, rows, at_once),
-            "prepare": {"logits": job.logits(min(CHUNK, sum(batch)), 2)},
-            "policy's backward": update.backward(policy, learners, logits=True),
-            "critic's backward": update.backward(critic, learners),
-            "step": update.step(learners),
-        },
-    )
+    phases = {
+        "generate": _generation(job, policy, rows, at_once),
+        "prepare": {"logits": job.logits(min(CHUNK, sum(batch)), 2)},
+        "policy's backward": update.backward(policy, learners, logits=True),
+        "critic's backward": update.backward(critic, learners),
+        "step": update.step(learners),
+    }
+    if critic.borrows:
+        del phases["critic's backward"]
+    return Stage("ppo", always | {"hidden states": job.hidden(batch)}, phases)
 
 
 def _bottom(trunk: Trunk) -> int:

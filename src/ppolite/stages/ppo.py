@@ -121,6 +121,7 @@ class PPO:
             reward,
             separate=separate,
             critic_init=config.critic_start,
+            critic_body=config.critic_body,
             reward_scale=config.reward_scale,
         )
         if config.start:

@@ -41,7 +41,7 @@ from ppolite.rollout.experience import over_batches
 from ppolite.rollout.local import LocalGenerator
 from ppolite.stages.checkpoint import State
 from ppolite.stages.doctor.quick import before_fit
-from ppolite.stages.learner import Fitting, Learner, Skips, put_weights, step_together, weights_of
+from ppolite.stages.learner import Fitting, Learner, Skips, put_weights, step_together
 from ppolite.stages.opening import after_sft, open_model, open_trunk
 from ppolite.stages.rows import batches, count_batches, load_split, shuffled
 from ppolite.stages.seeds import derive_seed, fingerprint_of
@@ -294,7 +294,7 @@ class RewardModel:
 
     def state(self) -> State:
         return {
-            "weights": weights_of(self.body),
+            "weights": self.body.trained_by_name(),
             "learner": self.learner.state(),
             "tokens": self.fitting.tokens,
             "mean": self.mean,

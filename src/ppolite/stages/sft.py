@@ -25,7 +25,7 @@ from ppolite.models.roles import trainable
 from ppolite.models.trunk import Sequences
 from ppolite.stages.checkpoint import State
 from ppolite.stages.doctor.quick import before_fit
-from ppolite.stages.learner import Fitting, Learner, Skips, put_weights, step_together, weights_of
+from ppolite.stages.learner import Fitting, Learner, Skips, put_weights, step_together
 from ppolite.stages.opening import open_model, open_trunk
 from ppolite.stages.rows import batches, count_batches, load_split, shuffled
 from ppolite.stages.seeds import derive_seed, fingerprint_of
@@ -149,7 +149,7 @@ class SFT:
 
     def state(self) -> State:
         return {
-            "weights": weights_of(self.body),
+            "weights": self.body.trained_by_name(),
             "learner": self.learner.state(),
             "tokens": self.fitting.tokens,
             "losses": [self.before, self.after],

@@ -2,6 +2,9 @@
 
     loss = objective's (objective.py) + the leash in the loss, if it is there ;  value loss, on the critic's own weights
 
+Where the critic is a second head on the policy's layers, the value loss comes to the policy's, times `value_coef`, and
+one pass serves both.
+
 A loss is divided by the minibatch's tokens before its micro-batches are summed, so that accumulation equals one large
 batch. Where a loss or a gradient is not finite, both steps are left out and counted; where memory does not suffice, the
 micro-batches become smaller.
@@ -24,7 +27,7 @@ from ppolite.ops.kl import AdaptivePenalty
 from ppolite.ops.losses import explained_variance, value_loss
 from ppolite.rollout.experience import policy_logprobs
 from ppolite.stages.checkpoint import State
-from ppolite.stages.learner import Fitting, Learner, Skips, put_weights, step_together, weights_of
+from ppolite.stages.learner import Fitting, Learner, Skips, put_weights, step_together
 from ppolite.stages.objective import MAXIMA, policy_loss, update_kl
 from ppolite.stages.seeds import derive_seed
 from ppolite.types import Experience
@@ -97,20 +100,23 @@ class Updates:
         for part in seqs.select(rows).batches(self.fitting.tokens) if rows else ():
             micro = [rows[i] for i in part]
             batch, known = seqs.select(micro), experience.select(micro)
-            logp_BR, _ = self.roles.policy.logprobs(batch, config.temperature)
+            hidden_ND = self.roles.policy.response_hidden(batch)
+            logp_BR, _ = self.roles.policy.logprobs(batch, config.temperature, hidden_ND=hidden_ND)
             loss, figures = policy_loss(
                 logp_BR, known, config, penalty=self.penalty.beta, leash=leash, denom=denom
             )
-            loss.backward()
+            if not self.roles.critic.borrows:  # before the critic's pass: what it keeps is let go
+                loss.backward()
+                hidden_ND = None
             vloss, vfigures = value_loss(
-                self.roles.critic.values(batch),
+                self.roles.critic.values(batch, hidden_ND=hidden_ND),
                 known.values_BR,
                 known.returns_BR,
                 known.mask_BR,
                 clip=config.value_clip,
                 denom=denom,
             )
-            vloss.backward()
+            (vloss if hidden_ND is None else loss + config.value_weight * vloss).backward()
             figures |= {"value/loss": vloss.detach(), "value/clip_fraction": vfigures["clip_fraction"]}
             for key, value in figures.items():
                 old = metrics.get(key, 0.0)
@@ -124,8 +130,8 @@ class Updates:
 
     def state(self) -> State:
         return {
-            "policy": {"weights": weights_of(self.roles.policy), "learner": self.policy.state()},
-            "critic": {"weights": weights_of(self.roles.critic), "learner": self.critic.state()},
+            "policy": {"weights": self.roles.policy.trained_by_name(), "learner": self.policy.state()},
+            "critic": {"weights": self.roles.critic.trained_by_name(), "learner": self.critic.state()},
             "penalty": self.penalty.state_dict(),
             "tokens": self.fitting.tokens,
         }
