@@ -6,7 +6,7 @@
     ceiling    the fastest matrix product of this chip, in the dtype of the arithmetic, and its memory's read rate
 
 One step of the film critic on its own rollouts, as `rlhf_step` has it. Seconds are those of this process, measured
-once, after a warm-up: run it on an idle machine.
+once, after a warm-up: run it on an idle machine. Then the same step is done again, from the same state, and counted.
 
     python -m benchmarks.floor
     python -m benchmarks.floor --set train.kind=lora --dirty
@@ -15,6 +15,7 @@ once, after a warm-up: run it on an idle machine.
 from __future__ import annotations
 
 import argparse
+import copy
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -199,7 +200,9 @@ def main() -> None:
     names = ("generate", "score", "prepare", "update")
     phases = {name: Phase() for name in names}
     step(ppo, {name: Phase() for name in names}, count=False)  # warm-up
+    before = copy.deepcopy(ppo.state())
     step(ppo, phases, count=False)
+    ppo.restore(before)
     rollouts = step(ppo, phases, count=True)
     _, seqs = ppo.last
     config = ppo.config
