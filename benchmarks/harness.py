@@ -34,6 +34,8 @@ from benchmarks.record import ROOT
 BENCH = ROOT / "runs" / "bench"
 """Models and inputs of the benchmarks; kept."""
 OURS = Path(sys.executable)
+LOOK_S = 0.5
+"""Between two looks at the memory of a process tree: each costs milliseconds, which two busy cores do not have."""
 
 
 class HadToEnd(Exception):  # noqa: N818  it is no error of the worker's
@@ -101,7 +103,7 @@ def measure(
     if code or not last.startswith("{"):
         raise Failed(f"{side.name} ({side.setting}) failed with {code}; {log} ends:\n{_tail(log)}")
     run = json.loads(last)
-    # A worker knows its own peak exactly; what children need is sampled ten times a second.
+    # A worker knows its own peak exactly; what children need is sampled.
     run["peak_rss_mb"] = round(max(peak[0], run.get("peak_rss_mb", 0.0)))
     return run
 
@@ -136,7 +138,7 @@ def _peak_memory(pid: int) -> Iterator[list[float]]:
     peak, done = [0.0], threading.Event()
 
     def watch() -> None:
-        while not done.wait(0.1):
+        while not done.wait(LOOK_S):
             total = 0
             with contextlib.suppress(psutil.NoSuchProcess):
                 top = psutil.Process(pid)
