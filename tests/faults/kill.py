@@ -131,7 +131,10 @@ def amid_a_write(run_dir: Path, number: int) -> Callable[[], bool]:
     seen: set[str] = set()
 
     def now() -> bool:
-        drafts = {str(path) for path in run_dir.glob("checkpoints/*/.*.part")}
+        try:
+            drafts = {str(path) for path in run_dir.glob("checkpoints/*/.*.part")}
+        except FileNotFoundError:  # a stage has ended while its folder was being read
+            return False
         seen.update(drafts)
         return bool(drafts) and len(seen) >= number
 
