@@ -12,8 +12,8 @@ from ppolite.cli.place import (
     Recipe_,
     Run_,
     Set_,
+    check_judge,
     check_run,
-    judge_is_there,
     place_of,
     recipe_of,
     show_table,
@@ -132,8 +132,7 @@ def eval_(run: Run_, *, json_: Json_ = False, set: Set_ = ()) -> None:  # noqa: 
         set: Change a key, for instance --set evaluation.prompts=500. May be repeated.
     """
     recipe = recipe_of(run, set)
-    if recipe.evaluation.judge == "vader":
-        judge_is_there()
+    check_judge(recipe)
     from ppolite.stages.evaluate import evaluate_run
     from ppolite.stages.run import check_unchanged
 

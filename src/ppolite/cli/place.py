@@ -56,6 +56,12 @@ def judge_is_there(asked: str = "evaluation.judge is vader", without: str = "eva
         )
 
 
+def check_judge(recipe: Recipe) -> None:
+    """The judge who is to evaluate has to be installed."""
+    if recipe.evaluation.judge == "vader":
+        judge_is_there()
+
+
 def show_table(result: dict[str, Any]) -> None:
     from rich.console import Console
 

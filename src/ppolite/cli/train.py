@@ -6,7 +6,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from ppolite.cli.place import Allow_, Place, Recipe_, Set_, judge_is_there, place_of, show_table
+from ppolite.cli.place import Allow_, Place, Recipe_, Set_, check_judge, judge_is_there, place_of, show_table
 from ppolite.types import UserError
 
 log = logging.getLogger("ppolite")
@@ -42,8 +42,7 @@ def run(
         set: Change a key of the recipe, for instance --set ppo.steps=20. May be repeated.
     """
     place = place_of(recipe, out, set)
-    if place.recipe.evaluation.judge == "vader":
-        judge_is_there()
+    check_judge(place.recipe)
     _whole(place, allow_changes)
 
 
@@ -127,8 +126,7 @@ def ppo(
         raise UserError(
             f"--adapter: train.kind is {place.recipe.train.kind}; only lora has an adapter to save"
         )
-    if place.recipe.evaluation.judge == "vader":
-        judge_is_there()
+    check_judge(place.recipe)
     from ppolite.stages.ppo import PPO
     from ppolite.stages.run import check_unchanged
 
@@ -159,8 +157,7 @@ def iterate(
     place = place_of(recipe, out, set)
     if place.recipe.iterate and place.recipe.iterate.by == "judge":
         judge_is_there("iterate.by is judge", "iterate.by=person")
-    if place.recipe.evaluation.judge == "vader":
-        judge_is_there()
+    check_judge(place.recipe)
     from rich.console import Console
 
     from ppolite.obs.rounds import rounds_table

@@ -137,9 +137,8 @@ def make_experience(
 
     old_BR = over_batches(seqs, budget, old)
     ref_BR = over_batches(seqs, budget, lambda part: roles.ref_logprobs(part, config.temperature))
-    values_BR = over_batches(
-        seqs, budget, lambda part: values.pop(0) if values else roles.critic.values(part)
-    )
+    of_critic = (lambda _: values.pop(0)) if roles.critic.borrows else roles.critic.values
+    values_BR = over_batches(seqs, budget, of_critic)
     kl_BR = kl_estimate(old_BR, ref_BR, config.kl.estimator)
     cut_B = torch.tensor([r.finish == "length" for r in rollouts], device=device)
     shaped_B = shaped_scores(roles.norm(scores_B.to(device)), cut_B, config)
