@@ -266,6 +266,48 @@ def test_a_second_signal_stops_at_once(world: World, finished_run: Path, tmp_pat
     assert outcome(parts) == outcome(whole)
 
 
+RARELY = {**STEPS, "checkpoint__every": 100}
+
+
+def test_a_second_signal_while_collecting_loses_that_step_alone(
+    world: World, finished_run: Path, tmp_path: Path
+) -> None:
+    whole, parts = (linked(finished_run, tmp_path / name) for name in ("whole", "parts"))
+    recipe = world.recipe(**RARELY)
+    PPO(recipe, whole, scorer=Wants(goods)).run()
+    with pytest.raises(Interrupted, match="stopped at once"):
+        PPO(recipe, parts, scorer=sends(signal.SIGINT, 3, 2)).run()
+    assert Checkpoints(parts, "ppo", recipe.checkpoint).steps() == [2]
+    PPO(recipe, parts, scorer=Wants(goods)).run()
+    assert outcome(parts) == outcome(whole)
+
+
+def test_a_signal_while_collecting_and_one_amid_the_updates_lose_that_step_alone(
+    world: World, finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, parts = (linked(finished_run, tmp_path / name) for name in ("whole", "parts"))
+    recipe = world.recipe(**RARELY)
+    PPO(recipe, whole, scorer=Wants(goods)).run()
+    stopped = PPO(recipe, parts, scorer=sends(signal.SIGINT, 3, 1))
+    update, asked = stopped.updates.update, 0
+
+    def signalled_after_one(*args: Any) -> Any:
+        nonlocal asked
+        asked += 1
+        row = update(*args)
+        if stopped.steps_done == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+        return row
+
+    monkeypatch.setattr(stopped.updates, "update", signalled_after_one)
+    with pytest.raises(Interrupted, match="stopped at once"):
+        stopped.run()
+    assert asked == 2 * stopped.config.epochs * stopped.config.minibatches + 1
+    assert Checkpoints(parts, "ppo", recipe.checkpoint).steps() == [2]
+    PPO(recipe, parts, scorer=Wants(goods)).run()
+    assert outcome(parts) == outcome(whole)
+
+
 def test_the_command_says_how_to_go_on(world: World, tmp_path: Path) -> None:
     recipe = world.recipe_file(tmp_path / "r.yaml", sft__epochs=500.0, **EVERY)
     command = [sys.executable, "-m", "ppolite.cli", "sft", str(recipe), "--out", str(tmp_path / "run")]

@@ -113,12 +113,20 @@ class Session:
 
     @contextmanager
     def untouched(self) -> Iterator[None]:
-        """For what comes before a step's first update: where it fails, the state until then is kept."""
+        """For what comes before a step's first update: where it fails or is stopped, the state until then is kept.
+
+        So it is where a signal waits at its end: whoever sends a second one during the updates loses no other step.
+        """
+        before = _whole_state(self.trainer, self.returns)
         try:
             yield
         except Exception:
             self.save(self.step - 1)
             raise
+        finally:
+            if self._signals.caught and self.step - 1 not in self.checkpoints.steps():
+                self.metrics.sync()
+                self.checkpoints.save(self.step - 1, before)
 
     def _go_back(self) -> None:
         path = self.run_dir / "faults" / f"{self.stage}-step-{self.step:05d}.json"
