@@ -286,7 +286,7 @@ def test_ppo_adapter(world: World, finished_run: Path, ppolite: Run, tmp_path: P
     for name in ("sft", "reward"):
         (out / name).symlink_to(finished_run / name)
     recipe = world.recipe_file(tmp_path / "r.yaml", train__kind="lora")
-    code, _, noted = ppolite("ppo", recipe, "--out", out, "--adapter")
+    code, _, noted = ppolite("ppo", recipe, "--out", out)
     assert code == 0, noted
     base = AutoModelForCausalLM.from_pretrained(out / "sft")
     ids = torch.arange(8, 20)[None]
@@ -354,6 +354,80 @@ def test_changed_recipe_in_a_finished_folder(
     # The last stage may be done again with other settings, an earlier one not: others were built on it.
     assert "sft.epochs" in refuse(ppolite, "sft", copied, "--set", "sft.epochs=2")
     assert ppolite("ppo", copied, "--set", "ppo.steps=1")[0] == 0
+
+
+def test_what_only_ppo_reads_may_change_before_it(copied: Path, ppolite: Run) -> None:
+    assert "watch.kl" in refuse(ppolite, "run", copied, "--set", "watch.kl=5")
+    shutil.rmtree(copied / "policy")
+    code, _, noted = ppolite("run", copied, "--set", "watch.kl=5", "--set", "train.recompute=true")
+    assert code == 0, noted
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"ppo__prompts__held_out": 0.03}, "prompts are held out, of which 8 serve to choose"),
+        ({"ppo__prompts__path": "/nowhere/prompts.jsonl"}, "/nowhere/prompts.jsonl"),
+        ({"reward__data__path": "/nowhere/scores.jsonl"}, "/nowhere/scores.jsonl"),
+    ],
+)
+def test_data_of_later_stages_are_looked_at_before_the_first_one(
+    changes: dict[str, Any], said: str, world: World, ppolite: Run, tmp_path: Path
+) -> None:
+    recipe, out = world.recipe_file(tmp_path / "r.yaml", **changes), tmp_path / "out"
+    assert said in refuse(ppolite, "run", recipe, "--out", out)
+    assert not rows_of(out, "sft")
+
+
+# ---- several runs from one start -------------------------------------------------------------------------
+
+
+def test_ppo_anew_from_a_run(copied: Path, ppolite: Run, tmp_path: Path) -> None:
+    before = {path: path.read_bytes() for path in copied.rglob("*") if path.is_file()}
+    out = tmp_path / "more" / "firm"
+    code, said, noted = ppolite("ppo", copied, "--out", out, "--set", "ppo.kl.beta=0.5")
+    assert code == 0, noted
+    assert "kept the policy of step" in said
+    assert {path: path.read_bytes() for path in copied.rglob("*") if path.is_file()} == before
+    for stage in ("sft", "reward"):
+        assert rows_of(out, stage) == rows_of(copied, stage)
+        for path in (copied / stage).iterdir():
+            assert path.samefile(out / stage / path.name)
+    assert rows_of(out, "ppo")[-1]["leash/beta"] == 0.5
+    assert ppolite("report", out)[0] == 0
+    assert ppolite("run", out)[0] == 0  # it is a run like any other: evaluation and report are what it lacks
+    again = refuse(ppolite, "ppo", copied, "--out", out)
+    assert f"is there already; `ppolite ppo {out}` goes on with it" in again
+
+
+def test_ppo_anew_where_no_file_can_have_two_names(
+    copied: Path, ppolite: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: object) -> None:
+        raise OSError
+
+    monkeypatch.setattr("os.link", refused)
+    assert ppolite("ppo", copied, "--out", tmp_path / "out", "--set", "ppo.steps=1")[0] == 0
+    assert not (copied / "sft" / "model.safetensors").samefile(tmp_path / "out" / "sft" / "model.safetensors")
+
+
+def test_reward_anew_from_a_run(copied: Path, ppolite: Run, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    code, _, noted = ppolite("reward", copied, "--out", out, "--set", "reward.epochs=1")
+    assert code == 0, noted
+    assert rows_of(out, "sft") == rows_of(copied, "sft")
+    assert len(rows_of(out, "reward")) < len(rows_of(copied, "reward"))
+    assert not (out / "policy").exists()
+
+
+def test_what_cannot_begin_from_a_run(copied: Path, ppolite: Run, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    said = refuse(ppolite, "ppo", copied, "--out", out, "--set", "trunk.split=0")
+    assert "its sft and reward were made with other values of trunk.split" in said
+    shutil.rmtree(copied / "reward")
+    said = refuse(ppolite, "ppo", copied, "--out", out)
+    assert f"its reward is not finished; `ppolite reward {copied}` comes first" in said
+    assert not out.exists()
 
 
 BAD_RECIPES: dict[str, tuple[dict[str, Any], list[str]]] = {
@@ -519,11 +593,6 @@ def test_folder_that_is_no_run(command: str, ppolite: Run, tmp_path: Path) -> No
 def test_run_without_policy(command: str, copied: Path, ppolite: Run) -> None:
     shutil.rmtree(copied / "policy")
     assert "no trained policy" in refuse(ppolite, command, copied)
-
-
-def test_adapter_without_lora(world: World, ppolite: Run, tmp_path: Path) -> None:
-    said = refuse(ppolite, "ppo", world.recipe_file(tmp_path / "r.yaml"), "--adapter")
-    assert "train.kind is layers" in said
 
 
 def test_out_beside_a_run_folder(copied: Path, ppolite: Run, tmp_path: Path) -> None:

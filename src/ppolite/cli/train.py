@@ -6,8 +6,17 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from ppolite.cli.place import Allow_, Place, Recipe_, Set_, check_judge, judge_is_there, place_of, show_table
-from ppolite.types import UserError
+from ppolite.cli.place import (
+    Allow_,
+    Place,
+    Recipe_,
+    Set_,
+    check_judge,
+    judge_is_there,
+    place_of,
+    recipe_of,
+    show_table,
+)  # fmt: skip
 
 log = logging.getLogger("ppolite")
 
@@ -55,6 +64,17 @@ def _whole(place: Place, allow_changes: bool) -> None:
     print(f"report: {place.run_dir / 'report.html'}\ntalk to it: ppolite chat {place.run_dir}")
 
 
+def _place_of_stage(stage: str, source: str, out: Path | None, overrides: tuple[str, ...]) -> Place:
+    """As `place_of`; a run folder with `out` becomes a new run there, with the stages before."""
+    if out is None or not Path(source).is_dir():
+        return place_of(source, out, overrides)
+    from ppolite.stages.run import branch
+
+    place = Place(recipe_of(Path(source), overrides), out)
+    branch(place.recipe, Path(source), out, stage)
+    return place
+
+
 def _stage(stage: str, place: Place, allow_changes: bool) -> dict[str, Any]:
     from ppolite.stages.run import run_stage
 
@@ -90,13 +110,15 @@ def reward(
 ) -> None:
     """Train the reward model on people's scores, pairs or rankings; the result is RUN/reward.
 
+    From a run folder with --out NEW it is done in NEW, which gets that run's recipe and SFT model.
+
     Args:
         recipe: A recipe (YAML), the name of a shipped one (film), or a run folder.
-        out: Folder for the results; runs/RECIPE when left out.
+        out: Folder for the results; runs/RECIPE when left out. With a run folder: that of a new run.
         allow_changes: Go on with an interrupted stage although the recipe or its data have changed.
         set: Change a key of the recipe. May be repeated.
     """
-    place = place_of(recipe, out, set)
+    place = _place_of_stage("reward", recipe, out, set)
     result = _stage("reward", place, allow_changes)
     figures = ", ".join(f"{k} {v:.3f}" for k, v in result.items() if isinstance(v, float))
     config = place.recipe.reward
@@ -108,30 +130,23 @@ def ppo(
     recipe: Recipe_,
     *,
     out: Path | None = None,
-    adapter: bool = False,
     allow_changes: Allow_ = False,
     set: Set_ = (),  # noqa: A002
 ) -> None:
-    """Train the policy against the reward model; the result is RUN/policy. `eval` and `report` show it.
+    """Train the policy against the reward model; the result is RUN/policy (train.kind: lora: RUN/adapter too).
+
+    `eval` and `report` show it. From a run folder with --out NEW it is done in NEW, which gets that run's recipe, SFT
+    and reward model: for trying several settings from the same start.
 
     Args:
         recipe: A recipe (YAML), the name of a shipped one (film), or a run folder.
-        out: Folder for the results; runs/RECIPE when left out.
-        adapter: Also write RUN/adapter in PEFT format (train.kind: lora).
+        out: Folder for the results; runs/RECIPE when left out. With a run folder: that of a new run.
         allow_changes: Go on with an interrupted stage although the recipe or its data have changed.
         set: Change a key of the recipe. May be repeated.
     """
-    place = place_of(recipe, out, set)
-    if adapter and place.recipe.train.kind != "lora":
-        raise UserError(
-            f"--adapter: train.kind is {place.recipe.train.kind}; only lora has an adapter to save"
-        )
+    place = _place_of_stage("ppo", recipe, out, set)
     check_judge(place.recipe)
-    from ppolite.stages.ppo import PPO
-    from ppolite.stages.run import check_unchanged
-
-    check_unchanged(place.recipe, place.run_dir, redo="ppo")
-    result = PPO(place.recipe, place.run_dir).run(adapter=adapter, allow_changes=allow_changes)
+    result = _stage("ppo", place, allow_changes)
     print(f"kept the policy of step {result['best_step']}: held-out score {result['heldout_score']:.3f}")
 
 

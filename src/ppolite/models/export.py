@@ -109,7 +109,7 @@ def save_adapter(body: Body, config: LoraConfig | None, base: str, folder: Path)
     """A PEFT adapter for the model at `base`. Raises UserError when the run trained no adapter."""
     if config is None:
         raise UserError(
-            "--adapter: this run trained whole layers; only train.kind: lora has an adapter to save"
+            f"{folder}: this run trained whole layers; only train.kind: lora has an adapter to save"
         )
     layers, _ = layer_path(body.decoder)
     state = {name: weight.detach().contiguous() for name, weight in adapter_weights(body).items()}
@@ -169,7 +169,7 @@ def load_policy(roles: Roles, source: str) -> None:
         kind, wanted = ("lora", "adapter") if roles.lora else ("layers or full", "policy")
         raise UserError(
             f"ppo.start {source}: with train.kind {kind} a run goes on from the folder `{wanted}` of an earlier"
-            " one; name that" + (" (`ppolite ppo --adapter` writes it)" if roles.lora else "")
+            " one; name that"
         )
     given = _adapter_file(roles, source) if adapters else _policy_weights(roles, source)
     mine = adapter_weights(roles.policy) if adapters else roles.policy.trained_by_name()

@@ -183,7 +183,7 @@ class Iteration:
         if not is_finished(folder, "reward"):
             RewardModel(recipe, folder).run(allow_changes=allow_changes)
         if not is_finished(folder, "ppo"):
-            PPO(recipe, folder).run(adapter=recipe.train.kind == "lora", allow_changes=allow_changes)
+            PPO(recipe, folder).run(allow_changes=allow_changes)
             gc.collect()  # its parts refer to each other, and the next round's would not fit beside them
         if evaluated(recipe, folder) is None:
             evaluate_run(recipe, folder)

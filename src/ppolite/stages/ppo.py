@@ -201,11 +201,11 @@ class PPO:
             save_policy(self.opened.model, self.roles.policy, self.opened.tokenizer, target)
         return target
 
-    def run(self, *, adapter: bool = False, allow_changes: bool = False) -> dict[str, Any]:
+    def run(self, *, allow_changes: bool = False) -> dict[str, Any]:
         """Train for `ppo.steps`, or until samples are worn out; keep the best policy, save it.
 
-        An interrupted run goes on. `adapter` saves it for PEFT as well. Returns the best policy's step and score,
-        and where the run stopped early (`stopped_at`).
+        An interrupted run goes on. Returns the best policy's step and score, and where the run stopped early
+        (`stopped_at`).
         """
         tests_of(self.held, self.config)  # an hour of training should not end in nothing to judge it by
         if isinstance(self.scorer, TrunkScorer) and self.roles.reward is None:
@@ -244,7 +244,7 @@ class PPO:
                 if alarms and self.recipe.watch.on_alarm == "stop":
                     stopped = {"stopped_at": step}
                     break
-            return self.finish(adapter=adapter) | stopped
+            return self.finish() | stopped
 
     def worn(self, experience: Experience, step: int) -> dict[str, float]:
         """`ess/worn` where a round's effective sample size is below the floor, with a line of log; else empty."""
@@ -272,8 +272,8 @@ class PPO:
             log.warning("step %d: stopping, as watch.on_alarm has it", step)
         return [alarm.name for alarm in alarms]
 
-    def finish(self, *, adapter: bool = False) -> dict[str, Any]:
-        """Put the best policy in place and save it, as an adapter too where that is wanted."""
+    def finish(self) -> dict[str, Any]:
+        """Put the best policy in place and save it; adapters for PEFT as well."""
         best = self.heldout.put_best()
         if best.step == 0:
             start = self.config.start or "the SFT model"
@@ -282,9 +282,9 @@ class PPO:
                 "saving %s. Raise max_kl or kl.beta, or train longer",
                 self.config.max_kl, start, start,
             )  # fmt: skip
-        self.save()
-        if adapter:
+        if self.roles.lora:
             self.save(adapter=True)
+        self.save()
         return {"best_step": best.step, "heldout_score": best.score}
 
     # Checkpoints.

@@ -2,23 +2,31 @@
 
     sft → reward → ppo → eval → report
 
-A stage is finished when its result has its name in the folder; results get their names in one rename.
+A stage is finished when its result has its name in the folder; results get their names in one rename. `branch` makes
+a run that has its first stages from another one.
 """
 
 from __future__ import annotations
 
+import json
 import logging
+import os
+import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ppolite.config import Recipe, changed_keys, load_recipe
+from ppolite.models.export import replaced
 from ppolite.obs.report import AGAIN, write_report
 from ppolite.obs.run_files import Evaluation, read_json
+from ppolite.obs.sinks import METRICS, read_metrics
 from ppolite.stages.checkpoint import stage_folder
 from ppolite.stages.evaluate import evaluate_run
-from ppolite.stages.opening import round_folders
+from ppolite.stages.opening import round_folders, sft_folder
 from ppolite.stages.ppo import PPO
-from ppolite.stages.reward import RewardModel
+from ppolite.stages.reward import ITEMS, RewardModel
+from ppolite.stages.rows import read_rows, split_rows, tests_of
 from ppolite.stages.sft import SFT
 from ppolite.types import UserError
 
@@ -27,7 +35,8 @@ log = logging.getLogger("ppolite")
 RESULTS = {"sft": "sft", "reward": "reward", "ppo": "policy"}
 STAGES: dict[str, Any] = {"sft": SFT, "reward": RewardModel, "ppo": PPO}
 FREE = {
-    "evaluation", "checkpoint", "faults", "doctor", "device", "dtype", "ppo.min_rm_accuracy", "iterate.rounds",
+    "evaluation", "checkpoint", "faults", "doctor", "device", "dtype", "roles", "train.recompute",
+    "ppo.min_rm_accuracy", "iterate.rounds",
 }  # fmt: skip
 """Keys that may change between stages of one run: they alter no finished result's meaning."""
 
@@ -55,13 +64,7 @@ def check_unchanged(recipe: Recipe, run_dir: Path, redo: str | None = None) -> N
         done.remove(redo)
     if not path.exists() or not (done or rounds):
         return
-    old, new = (r.model_dump(mode="json") for r in (load_recipe(path), recipe))
-    loose = FREE | (set(RESULTS) - set(done)) | (set() if rounds else {"iterate"})
-    if "reward" not in done:
-        loose.add("iterate.held_out")
-    drawn_from = {"ppo.prompts"} if rounds else set[str]()
-    changed = [k for k in changed_keys(old, new) if _within(k, drawn_from) or not _within(k, loose)]
-    if changed:
+    if changed := _changed(load_recipe(path), recipe, done, rounds=bool(rounds)):
         done += ["candidates"] if rounds else []
         raise UserError(
             f"{run_dir}: its finished stages ({', '.join(done)}) were made with other values of "
@@ -69,8 +72,57 @@ def check_unchanged(recipe: Recipe, run_dir: Path, redo: str | None = None) -> N
         )
 
 
+def _changed(old: Recipe, new: Recipe, done: Sequence[str], *, rounds: bool) -> list[str]:
+    """Keys with other values, of those that what is `done` depends on."""
+    loose = FREE | (set(RESULTS) - set(done)) | (set() if rounds else {"iterate"})
+    if "reward" not in done:
+        loose.add("iterate.held_out")
+    if "ppo" not in done:
+        loose.add("watch")
+    drawn_from = {"ppo.prompts"} if rounds else set[str]()
+    keys = changed_keys(old.model_dump(mode="json"), new.model_dump(mode="json"))
+    return [key for key in keys if _within(key, drawn_from) or not _within(key, loose)]
+
+
 def _within(key: str, sections: set[str]) -> bool:
     return any(key == section or key.startswith(f"{section}.") for section in sections)
+
+
+def branch(recipe: Recipe, source: Path, target: Path, stage: str) -> None:
+    """A new run folder with what the stages before `stage` have made in `source`; `recipe` is what it will go on with.
+
+    Files are shared, not copied, where the disk can do that: no stage writes into a finished result. Raises UserError
+    where `target` is there already, a stage before is unfinished, or was made by another recipe.
+    """
+    if target.exists():
+        raise UserError(f"{target}: is there already; `ppolite {stage} {target}` goes on with it")
+    old, order = load_recipe(source / "recipe.yaml"), list(RESULTS)
+    folders = {"sft": sft_folder(source), "reward": source / "reward"}
+    there: list[str] = []
+    for name in order[: order.index(stage)]:
+        if is_finished(folders[name].parent, name):
+            there.append(name)
+        elif getattr(old, name) is not None:
+            raise UserError(f"{source}: its {name} is not finished; `ppolite {name} {source}` comes first")
+    if changed := _changed(old, recipe, there, rounds=False):
+        raise UserError(
+            f"{source}: its {' and '.join(there)} were made with other values of {', '.join(changed)}; leave those as "
+            "they are, or begin from a recipe file"
+        )
+    rows = [row for row in read_metrics(source) if row["stage"] in there]
+    with replaced(target) as draft:
+        for name in there:
+            shutil.copytree(folders[name], draft / name, copy_function=_share)
+        (draft / METRICS).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        shutil.copy2(source / "recipe.yaml", draft)
+
+
+def _share(source: str, target: str) -> None:
+    """The same file under a second name, or a copy where the disk has no such thing."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
 
 
 def run_stage(stage: str, recipe: Recipe, run_dir: Path, *, allow_changes: bool = False) -> dict[str, Any]:
@@ -80,6 +132,16 @@ def run_stage(stage: str, recipe: Recipe, run_dir: Path, *, allow_changes: bool 
     """
     check_unchanged(recipe, run_dir, redo=stage)
     return STAGES[stage](recipe, run_dir).run(allow_changes=allow_changes)
+
+
+def _look_ahead(recipe: Recipe, stages: list[str]) -> None:
+    """Read what stages after the first one will read: a missing file, or too few prompts, should not wait for hours."""
+    if recipe.reward is not None and "reward" in stages[1:]:
+        data = recipe.reward.source
+        split_rows(read_rows(data, ITEMS[recipe.reward.kind])[0], data, recipe.seed)
+    if recipe.ppo is not None and "ppo" in stages[1:]:
+        data = recipe.ppo.prompts
+        tests_of(split_rows(read_rows(data, "prompts")[0], data, recipe.seed)[1], recipe.ppo)
 
 
 def evaluated(recipe: Recipe, run_dir: Path) -> dict[str, Any] | None:
@@ -96,12 +158,13 @@ def run_recipe(recipe: Recipe, run_dir: Path, *, allow_changes: bool = False) ->
     if recipe.iterate is not None:
         raise UserError("the recipe has a section `iterate`, which only `ppolite iterate` reads; use that")
     if recipe.reward is not None:
-        _ = recipe.reward.source  # not only after SFT
+        _ = recipe.reward.source  # not only after SFT, and of a finished one too
     check_unchanged(recipe, run_dir)
     wanted = [stage for stage in RESULTS if getattr(recipe, stage) is not None]
     if not wanted:
         raise UserError("the recipe has none of the sections sft, reward and ppo, so there is nothing to run")
     done = finished_stages(run_dir)
+    _look_ahead(recipe, [stage for stage in wanted if stage not in done])
     for stage in wanted:
         if stage in done:
             log.info("%s: finished before, kept (%s)", stage, run_dir / RESULTS[stage])
