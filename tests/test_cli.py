@@ -195,6 +195,43 @@ def test_chat_reads_lines(copied: Path, ppolite: Run, monkeypatch: pytest.Monkey
     assert ppolite("chat", copied)[1] == said
 
 
+def test_chat_within_the_models_context(copied: Path, ppolite: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """64 tokens, of which the answer takes up to 6."""
+    lines = ["film story plot"] * 6 + ["film " * 60, "music", "/quit"]
+    monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(lines)))
+    code, said, noted = ppolite("chat", copied)
+    assert code == 0, noted
+    assert "(1 older turns forgotten)" in said
+    assert said.count("(too long: the model takes") == 2
+    assert said.count("before (SFT)") == 8
+
+
+def test_foreign_code_is_trusted_by_every_stage(world: World, ppolite: Run, tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(world.folder / "model", model)
+    config = json.loads((model / "config.json").read_text())
+    kinds = {
+        "AutoConfig": "Config",
+        "AutoModelForCausalLM": "Model",
+        "AutoModelForSequenceClassification": "Judge",
+    }
+    config |= {"model_type": "own", "auto_map": {auto: f"own.Own{kind}" for auto, kind in kinds.items()}}
+    (model / "config.json").write_text(json.dumps(config))
+    (model / "own.py").write_text(
+        "from torch import nn\n"
+        "from transformers import LlamaConfig, LlamaForCausalLM, LlamaModel, LlamaPreTrainedModel\n"
+        "class OwnConfig(LlamaConfig):\n    model_type = 'own'\n"
+        "class OwnModel(LlamaForCausalLM):\n    config_class = OwnConfig\n"
+        "class OwnJudge(LlamaPreTrainedModel):\n    config_class = OwnConfig\n"
+        "    def __init__(self, config):\n        super().__init__(config)\n        self.model = LlamaModel(config)\n"
+        "        self.score = nn.Linear(config.hidden_size, 1, bias=False)\n        self.post_init()\n"
+    )
+    recipe = world.recipe_file(tmp_path / "r.yaml", model=str(model), trust_remote_code=True)
+    for command in (["plan", recipe], ["run", recipe, "--out", tmp_path / "out"], ["eval", tmp_path / "out"]):
+        code, _, noted = ppolite(*command)
+        assert code == 0, noted
+
+
 # ---- the doctor ------------------------------------------------------------------------------------------
 
 

@@ -1,6 +1,7 @@
 """Several processes with one model, each with its share of the rows: sums over all of them.
 
     total(x)              Σ over the processes; x itself where there is one
+    mean_of_all(m, n)     of means over n items each, the mean over all
     add_gradients(…)      the same of all gradients
 
 Losses are sums over a process's own rows, divided by the count of all rows; so the sum of the processes' gradients is
@@ -38,6 +39,11 @@ def total(x: Tensor) -> Tensor:
     x = x.detach().clone()
     torch_dist.all_reduce(x)
     return x
+
+
+def mean_of_all(mean: float, count: Tensor) -> float:
+    """The mean over everybody's items; `mean` is that of this process's `count`, and the answer where it is alone."""
+    return float(total(mean * count) / total(count)) if processes() > 1 else mean
 
 
 def add_gradients(parameters: Sequence[nn.Parameter]) -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from tests import tiny
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, GraniteConfig
+from transformers import AutoModelForCausalLM, BloomConfig, GraniteConfig
 
 from ppolite.models.sequences import Sequences
 from ppolite.models.trunk import Trunk, checked_trunk, verify
@@ -102,8 +102,19 @@ def test_logits_that_are_scaled_are_refused() -> None:
     )
     model = tiny.fill(AutoModelForCausalLM.from_config(shape), 0)
     for split in (0, 2):
-        with pytest.raises(UserError, match=r"GraniteForCausalLM: log-probs differ by .* ppolite cannot"):
+        with pytest.raises(UserError, match=r"GraniteForCausalLM: .* changed by \d\.\d+ by ppolite's way"):
             checked_trunk(model, split, probe(), pytest.fail)
+
+
+def test_layers_that_cannot_be_passed_over_are_not_cut() -> None:
+    """BLOOM's layers give a tuple, and its positions want a mask of rows and columns."""
+    shape = BloomConfig(vocab_size=tiny.VOCAB, hidden_size=16, n_layer=4, n_head=2, eos_token_id=tiny.END)
+    model = tiny.fill(AutoModelForCausalLM.from_config(shape), 0)
+    said: list[str] = []
+    trunk = checked_trunk(model, 2, probe(), said.append)
+    assert (trunk.split, trunk.packed) == (0, False)
+    assert len(said) == 1
+    assert said[0].startswith("trunk.split: 2 changes BloomForCausalLM's results to an error (")
 
 
 @pytest.mark.parametrize("split", [-1, tiny.LAYERS])

@@ -91,6 +91,15 @@ def test_pair_accuracy_by_hand():
     )  # no pair of equals
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_pairs_exactly_the_gap_apart_count(dtype: torch.dtype):
+    for low in range(60):  # tenths, of which the differences are 1 but for rounding
+        targets = torch.tensor([low / 10, low / 10 + 1, (low + 10) / 10], dtype=dtype)[:: 1 + low % 2]
+        assert pair_accuracy(torch.arange(len(targets)), targets, 1) == 1
+    with pytest.raises(ValueError, match="lower min_gap"):
+        pair_accuracy(torch.zeros(2), torch.tensor([0.1, 1.0999], dtype=dtype), 1)
+
+
 @given(st.lists(st.tuples(st.integers(-3, 3), st.integers(-3, 3)), min_size=2, max_size=8), st.integers(0, 3))
 def test_pair_accuracy_against_loops(items: list[tuple[int, int]], gap: int):
     points = []

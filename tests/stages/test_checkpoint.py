@@ -120,6 +120,15 @@ def test_a_kill_between_two_renames_loses_nothing(tmp_path: Path) -> None:
     assert same(state(3), found[1])
 
 
+def test_a_run_that_goes_on_sees_it_at_once(tmp_path: Path) -> None:
+    made(tmp_path).save(3, state(3))
+    folder = tmp_path / "checkpoints" / "ppo"
+    (folder / "step-00003").rename(folder / ".step-00003.old")
+    found = made(tmp_path).latest()  # before the stage begins
+    assert found is not None
+    assert found[0] == 3
+
+
 def test_when_one_is_due(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert [step for step in range(1, 7) if made(tmp_path, every=3).due(step)] == [3, 6]
     now = 0.0

@@ -13,7 +13,6 @@ import socket
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -156,6 +155,26 @@ def gradients(
     return {name: p.grad.double() for name, p in watched(roles) if p.grad is not None}
 
 
+def after_a_round(
+    layout: Layout, dtype: torch.dtype, share: Callable[[list[int]], list[int]] = list
+) -> dict[str, Tensor]:
+    """Watched weights and β of PPO1's penalty after as many minibatches as rows: some processes have none of one."""
+    config = PPO(
+        prompts=Data(path="x"), optim=Optim(micro_batch_tokens=layout.budget), rollouts=ROWS, value_clip=None,
+        objective="kl", epochs=1, minibatches=ROWS, kl={"beta": 0.1},  # type: ignore[arg-type]
+    )  # fmt: skip
+    roles = world("llama", "layers", layout, dtype)
+    rows, drawn = share(list(range(ROWS))), rollouts(3)
+    experience, seqs = make_experience(
+        roles, [drawn[i] for i in rows], [0.3 * i - 1 for i in rows], config, beta=0.1
+    )
+    move(roles)
+    updates = Updates(roles, config, Skips(), 3, seed=0)
+    updates.run(experience, seqs, round_=0, leash=0.1)
+    after = {name: p.detach().double() for name, p in watched(roles)}
+    return after | {"beta": torch.tensor(updates.penalty.beta)}
+
+
 def with_one_body(layout: Layout, kind: str) -> tuple[Roles, Updates, tuple[Experience, Sequences]]:
     """The critic a second head on the policy's layers, both moved away from the start."""
     roles = world("llama", kind, layout, torch.float64)
@@ -270,28 +289,47 @@ def test_the_comparison_sees_a_wrong_row() -> None:
         compare(other, plain, 1e-3)
 
 
-def _process(rank: int, size: int, port: int, dtype: torch.dtype, path: str) -> None:
-    """One of several processes, with every `size`-th row; the first one writes the gradients that all have."""
+def _process(rank: int, size: int, port: int, path: str) -> None:
+    """One of several processes, with every `size`-th row; writes what it has: gradients, and what a round made."""
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=size)
+    layout = Layout(split=1, packed=True, pack=25, budget=30)
+    made: dict[torch.dtype, Any] = {}
+
+    def share(rows: list[int]) -> list[int]:
+        return rows[rank::size]
+
     try:
-        with width(dtype):
-            layout = Layout(split=1, packed=True, pack=25, budget=30)
-            found = gradients(layout, "llama", "layers", dtype, share=lambda rows: rows[rank::size])
-        torch.save(found, f"{path}/{rank}.pt")
+        for dtype in BOUND:
+            with width(dtype):
+                found = gradients(layout, "llama", "layers", dtype, share)
+                made[dtype] = found, after_a_round(layout, dtype, share)
+        torch.save(made, f"{path}/{rank}.pt")
     finally:
         torch.distributed.destroy_process_group()
 
 
-@pytest.mark.parametrize("dtype", BOUND, ids=str)
-def test_two_processes_are_one(dtype: torch.dtype, tmp_path: Path) -> None:
-    """gloo on this machine; 4 and 3 rows, whitening and token counts over both."""
+@pytest.fixture(scope="module")
+def two_processes(tmp_path_factory: pytest.TempPathFactory) -> list[dict[torch.dtype, Any]]:
+    """gloo on this machine; 4 and 3 rows."""
+    folder = tmp_path_factory.mktemp("processes")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    torch.multiprocessing.spawn(_process, (2, port, dtype, str(tmp_path)), nprocs=2)
-    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
+    torch.multiprocessing.spawn(_process, (2, port, str(folder)), nprocs=2)
+    return [torch.load(folder / f"{rank}.pt") for rank in (0, 1)]
+
+
+@pytest.mark.parametrize("dtype", BOUND, ids=str)
+def test_two_processes_are_one(dtype: torch.dtype, two_processes: list[dict[torch.dtype, Any]]) -> None:
+    """Whitening, token counts and the distance that steers a penalty over both."""
+    (first, learned), (second, same) = (made[dtype] for made in two_processes)
     assert all(torch.equal(first[name], second[name]) for name in first)
+    assert all(torch.equal(learned[name], same[name]) for name in learned)
     with width(dtype):
         plain = gradients(Layout(split=1), "llama", "layers", dtype)
+        alone = after_a_round(Layout(split=1), dtype)
     compare(first, plain, BOUND[dtype])
+    assert float(learned["beta"]) == float(alone["beta"]) != 1
+    # AdamW divides by a root, which is small where gradients are.
+    compare(learned, alone, 100 * BOUND[dtype])

@@ -476,6 +476,89 @@ def test_one_bad_batch_of_sft_is_skipped(
     assert sft.learner.done == 3
 
 
+LONGER = {**EVERY, "sft__epochs": 3.0}  # 12 steps
+
+
+def breaks_at(sft: SFT, number: int, monkeypatch: pytest.MonkeyPatch, stop_at: int = 0) -> SFT:
+    """Its weights are NaN from that update on, as if memory had failed; `stop_at`: a signal comes during that one."""
+    original, calls = sft.loss, sft.learner.done
+
+    def loss(rows: Any, *, backward: bool) -> float:
+        nonlocal calls
+        calls += backward
+        if backward and calls == number:
+            with torch.no_grad():
+                sft.body.trained()[0].fill_(math.nan)
+        if backward and calls == stop_at:
+            os.kill(os.getpid(), signal.SIGINT)
+        return original(rows, backward=backward)
+
+    monkeypatch.setattr(sft, "loss", loss)
+    return sft
+
+
+def test_broken_weights_are_in_no_checkpoint_that_a_run_goes_back_to(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With one update a step, four skipped ones are four steps, and there is a checkpoint after each."""
+    breaks_at(SFT(world.recipe(**LONGER), tmp_path), 4, monkeypatch).run()
+    assert "sft step 7 of 12: 4 updates in a row had to be skipped" in caplog.text
+    assert "back to the weights of step 3" in caplog.text
+    rows = read_metrics(tmp_path)
+    assert rows[-1]["update/skipped"] == 4
+    assert math.isfinite(rows[-1]["grad_norm"])
+    saved = load_file(tmp_path / "sft" / "model.safetensors")
+    assert all(torch.isfinite(weight).all() for weight in saved.values())
+
+
+def test_interrupted_amid_skipped_updates_it_goes_on_as_if_it_had_not_been(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    breaks_at(SFT(world.recipe(**LONGER), whole), 4, monkeypatch).run()
+    with pytest.raises(Interrupted, match="sft step 5 of 12"):
+        breaks_at(SFT(world.recipe(**LONGER), parts), 4, monkeypatch, stop_at=5).run()
+    SFT(world.recipe(**LONGER), parts).run()
+    weights = Path("sft", "model.safetensors")
+    assert (parts / weights).read_bytes() == (whole / weights).read_bytes()
+    report = Path("faults", "sft-step-00007.json")
+    assert (parts / report).read_text() == (whole / report).read_text()
+    rows, others = ([{**row, "time": 0} for row in read_metrics(folder)] for folder in (whole, parts))
+    assert rows == others
+
+
+def test_a_loop_of_ones_own_learns_of_it(world: World, trained: Path) -> None:
+    """Without a session nothing goes back, so that no later step would learn anything."""
+    ppo = PPO(world.recipe(**STEPS), trained, scorer=Wants(goods))
+    rollouts, scores = ppo.next_round()
+    ppo.step(rollouts, scores)
+    with torch.no_grad():
+        ppo.roles.policy.trained()[0].fill_(math.nan)
+    for _ in range(2):
+        with pytest.raises(UserError, match="4 updates in a row had to be skipped, since a loss or gradient"):
+            ppo.step(rollouts, scores)
+
+
+def test_a_held_out_loss_that_is_not_finite(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sft = SFT(world.recipe(**EVERY), tmp_path)
+    original = sft.loss
+    monkeypatch.setattr(
+        sft, "loss", lambda rows, *, backward: original(rows, backward=True) if backward else math.nan
+    )
+    assert sft.run() == {"loss_before": None, "loss_after": None}
+    assert [row["loss/heldout"] for row in read_metrics(tmp_path) if "loss/heldout" in row] == [None] * 3
+
+
+def test_a_penalty_whose_kl_is_not_finite_stays(
+    world: World, trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ppolite.stages.update.update_kl", lambda *_: torch.tensor(math.nan))
+    ppo = PPO(world.recipe(**STEPS, ppo__objective="kl"), trained, scorer=Wants(goods))
+    assert ppo.step(*ppo.next_round())["penalty/beta"] == ppo.updates.penalty.beta == 1.0
+
+
 # ---- alarms ------------------------------------------------------------------------------------------------
 
 

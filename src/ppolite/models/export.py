@@ -21,7 +21,12 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForSequenceClassification,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from ppolite.config.strict_json import loads
 from ppolite.models.body import Body, decoder_of, layer_path, layers_of, wide
@@ -124,8 +129,31 @@ def save_adapter(body: Body, config: LoraConfig | None, base: str, folder: Path)
         out.save_pretrained(str(draft))
 
 
+def classifier(config: PreTrainedConfig, *, trust_remote_code: bool = False) -> Any:
+    """The sequence classifier with one output of a model of this config, without memory.
+
+    Raises UserError where transformers has no such class for the model.
+    """
+    config = copy.deepcopy(config)
+    config.num_labels = 1
+    auto: Any = AutoModelForSequenceClassification
+    try:
+        with torch.device("meta"):
+            return auto.from_config(config, dtype=torch.float32, trust_remote_code=trust_remote_code)
+    except ValueError as error:
+        raise UserError(
+            f"reward model: transformers has no classifier for {config.model_type}; choose another model"
+        ) from error
+
+
 def save_reward(
-    body: Body, norm: Norm, tokenizer: PreTrainedTokenizerBase, folder: Path, agreement: dict[str, Any]
+    body: Body,
+    norm: Norm,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    agreement: dict[str, Any],
+    *,
+    trust_remote_code: bool = False,
 ) -> None:
     """An `AutoModelForSequenceClassification` with one output, read at the last token; and `agreement.json`.
 
@@ -134,16 +162,9 @@ def save_reward(
     Raises UserError where transformers has no such class for the model.
     """
     config = copy.deepcopy(body.decoder.config)
-    config.num_labels = 1
     config.pad_token_id = tokenizer.pad_token_id
     config.ppolite_norm = asdict(norm)
-    try:
-        with torch.device("meta"):
-            model: Any = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
-    except ValueError:
-        raise UserError(
-            f"reward model: transformers has no classifier for {config.model_type}; choose another model"
-        ) from None
+    model = classifier(config, trust_remote_code=trust_remote_code)
     assert body.score is not None
     weights = {"weight": body.score.weight}
     state = _under(model.base_model_prefix, decoder_state(body)) | _under("score", weights)
@@ -158,7 +179,7 @@ def save_reward(
         (draft / "agreement.json").write_text(json.dumps(agreement, indent=1) + "\n", encoding="utf-8")
 
 
-def load_policy(roles: Roles, source: str) -> None:
+def load_policy(roles: Roles, source: str, *, trust_remote_code: bool = False) -> None:
     """Give the policy the trained weights that `save_policy` (or, for adapters, `save_adapter`) wrote at `source`.
 
     Frozen weights, the reference's among them, stay as they are. Raises UserError where those of `source` are
@@ -171,7 +192,7 @@ def load_policy(roles: Roles, source: str) -> None:
             f"ppo.start {source}: with train.kind {kind} a run goes on from the folder `{wanted}` of an earlier"
             " one; name that"
         )
-    given = _adapter_file(roles, source) if adapters else _policy_weights(roles, source)
+    given = _adapter_file(roles, source) if adapters else _policy_weights(roles, source, trust_remote_code)
     mine = adapter_weights(roles.policy) if adapters else roles.policy.trained_by_name()
     if {k: w.shape for k, w in given.items()} != {k: w.shape for k, w in mine.items()}:
         raise UserError(
@@ -183,10 +204,10 @@ def load_policy(roles: Roles, source: str) -> None:
             weight.copy_(given[name])
 
 
-def _policy_weights(roles: Roles, source: str) -> dict[str, Tensor]:
+def _policy_weights(roles: Roles, source: str, trust_remote_code: bool) -> dict[str, Tensor]:
     """Weights by their names in the policy's body, of those that it trains."""
     body, trunk = roles.policy, roles.trunk
-    model = load_causal(source, body.device)
+    model = load_causal(source, body.device, trust_remote_code=trust_remote_code)
     frozen = {name: weight for name, weight in body.named_parameters() if not weight.requires_grad}
     if type(model) is type(trunk.model) and body.start < len(layers_of(decoder_of(model))):
         given = dict(Body.of(model, body.start).named_parameters())

@@ -79,16 +79,33 @@ class Activations:
         return round(layers * (self.layer + self.layer_token * tokens) + self.token * tokens)
 
 
-def activations(config: PreTrainedConfig, train: Train, dtype: torch.dtype, prefix: int) -> Activations:
+def activations(
+    config: PreTrainedConfig,
+    train: Train,
+    dtype: torch.dtype,
+    prefix: int,
+    *,
+    trust_remote_code: bool = False,
+) -> Activations:
     """Of a body of this config behind `prefix` shared tokens, by runs of one and two layers on two and three packs."""
-    kept = {(n, rows): _kept(config, train, dtype, prefix, n, rows) for n in (1, 2) for rows in (2, 3)}
+    kept = {
+        (n, rows): _kept(config, train, dtype, prefix, n, rows, trust_remote_code)
+        for n in (1, 2)
+        for rows in (2, 3)
+    }
     two, three = (kept[2, rows] - kept[1, rows] for rows in (2, 3))
     outside = (kept[1, 3] - kept[1, 2]) - (three - two)
     return Activations(3 * two - 2 * three, (three - two) / LENGTH, outside / LENGTH)
 
 
 def _kept(
-    config: PreTrainedConfig, train: Train, dtype: torch.dtype, prefix: int, layers: int, rows: int
+    config: PreTrainedConfig,
+    train: Train,
+    dtype: torch.dtype,
+    prefix: int,
+    layers: int,
+    rows: int,
+    trust_remote_code: bool,
 ) -> int:
     small = copy.deepcopy(config)
     # The vocabulary is nobody's business here, and its special tokens would be outside of a small one.
@@ -97,7 +114,7 @@ def _kept(
     if getattr(small, "layer_types", None):
         small.layer_types = small.layer_types[:layers]
     with torch.device("meta"):
-        trunk = Trunk(blueprint(small), 0, dtype)
+        trunk = Trunk(blueprint(small, trust_remote_code=trust_remote_code), 0, dtype)
         kind = "lora" if train.kind == "lora" else "layers"  # an embedding keeps the ids
         body, _ = trainable(trunk.top, train.model_copy(update={"kind": kind}), own=True)
         body.hold({})

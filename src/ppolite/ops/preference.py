@@ -80,9 +80,9 @@ def regression_loss(pred_B: Tensor, target_B: Tensor, *, denom: float | Tensor |
 def pair_accuracy(scores_N: Tensor, targets_N: Tensor, min_gap: float) -> Tensor:
     """The share of pairs that `scores_N` puts in the order of `targets_N`; a tie in the scores counts ½.
 
-    Taken over all pairs whose targets differ, by at least `min_gap` (target units, ≥ 0): people do not agree
-    on pairs that are close. ½ is chance; with `min_gap` 0 this is Harrell's concordance index. Takes N²
-    memory.
+    Taken over all pairs whose targets differ, by at least `min_gap` (target units, ≥ 0; but for rounding, so that 2.3
+    and 1.3 are 1 apart): people do not agree on pairs that are close. ½ is chance; with `min_gap` 0 this is Harrell's
+    concordance index. Takes N² memory.
 
     Raises:
         ValueError: shapes that differ, a negative gap, or no pair so far apart.
@@ -91,7 +91,8 @@ def pair_accuracy(scores_N: Tensor, targets_N: Tensor, min_gap: float) -> Tensor
     if min_gap < 0:
         raise ValueError(f"min_gap is {min_gap}; expected a number ≥ 0")
     gap_NN = targets_N[:, None] - targets_N[None, :]
-    counts_NN = (gap_NN > 0) & (gap_NN >= min_gap)  # each pair once, the better item as the row
+    rounding = 4 * torch.finfo(targets_N.dtype).eps * targets_N.abs().max()
+    counts_NN = (gap_NN > 0) & (gap_NN >= min_gap - rounding)  # each pair once, the better item as the row
     if not bool(counts_NN.any()):
         raise ValueError(f"no two of {len(targets_N)} targets differ by {min_gap} or more; lower min_gap")
     right_NN = (torch.sign(scores_N[:, None] - scores_N[None, :]) + 1) / 2

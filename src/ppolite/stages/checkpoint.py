@@ -22,7 +22,7 @@ import os
 import platform
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -61,12 +61,16 @@ class Checkpoints:
         """The stage is unfinished from here on, whatever result of it an earlier run left."""
         self._begun = time.monotonic()
         self.folder.mkdir(parents=True, exist_ok=True)
-        for old in self.folder.glob(".*.old"):  # killed between the two renames of `replaced`
+        self._put_back()
+        for rest in self.folder.glob(".*"):
+            shutil.rmtree(rest)
+
+    def _put_back(self) -> None:
+        """What a kill between the two renames of `replaced` has left without its name."""
+        for old in self.folder.glob(".*.old"):
             place = self.folder / old.name.removeprefix(".").removesuffix(".old")
             if not place.exists():
                 old.rename(place)
-        for rest in self.folder.glob(".*"):
-            shutil.rmtree(rest)
 
     def steps(self) -> list[int]:
         """Of the checkpoints there, the first one first."""
@@ -102,17 +106,21 @@ class Checkpoints:
             raise UserError(f"{said}. Free some space and start again, or set checkpoint.on_error: continue")
         log.warning("%s. Going on without it", said)
 
-    def latest(self) -> tuple[int, State] | None:
-        """The last one that is whole, with its step. Damaged ones are announced, and moved aside."""
+    def latest(self, wanted: Callable[[State], bool] = lambda _: True) -> tuple[int, State] | None:
+        """The last one that is whole and `wanted`, with its step. Damaged ones are announced, and moved aside."""
+        self._put_back()
         for step in reversed(self.steps()):
             path = self._path(step)
             try:
-                return step, read_state(path)
+                state = read_state(path)
             except DamagedError as error:
                 aside = path.with_name(f"damaged-{path.name}")
                 shutil.rmtree(aside, ignore_errors=True)
                 path.rename(aside)
                 log.warning("%s: %s; it is called %s now, and is not used", path, error, aside.name)
+            else:
+                if wanted(state):
+                    return step, state
         return None
 
     def finish(self) -> None:

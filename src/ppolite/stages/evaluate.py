@@ -11,17 +11,19 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel
 
-from ppolite.config import PPO, Recipe
+from ppolite.config import Recipe
+from ppolite.data.chat import encode_prompt
 from ppolite.data.film import judge_text
 from ppolite.data.judge import vader_judge
 from ppolite.models.load import load_causal, load_reward
 from ppolite.models.roles import Norm, Roles, check_vocabulary, same_bottom
-from ppolite.models.trunk import Body, Trunk
+from ppolite.models.trunk import Body, checked_trunk
 from ppolite.obs.metrics import bootstrap_mean_ci, distinct_n
 from ppolite.obs.run_files import write_json
 from ppolite.rollout.evaluate import Judge, before_and_after, distance, length, mean
@@ -38,8 +40,21 @@ from ppolite.types import Prompt, Rollout, Scorer, UserError
 log = logging.getLogger("ppolite")
 
 
-def finished(recipe: Recipe, run_dir: Path) -> tuple[Opened, Roles]:
-    """The run's SFT model as trunk and reference, its policy and reward model on top."""
+@dataclass
+class Finished:
+    """A run that can be looked at: its SFT model as trunk and reference, its policy and reward model on top."""
+
+    opened: Opened
+    roles: Roles
+    train: list[Prompt]
+    held: list[Prompt]
+    """Prompts that PPO has not learned from, those first on which it chose its best policy."""
+
+
+def finished(recipe: Recipe, run_dir: Path) -> Finished:
+    """Raises UserError where there is no policy, or the recipe has no `ppo`."""
+    if recipe.ppo is None:
+        raise UserError(f"{run_dir}: its recipe has no `ppo` section, so there is nothing to compare")
     if not (run_dir / "policy").exists():
         if made := [folder for folder in round_folders(run_dir) if (folder / "policy").exists()]:
             raise UserError(f"{run_dir}: its policies are in its rounds; name one, for instance {made[-1]}")
@@ -48,24 +63,27 @@ def finished(recipe: Recipe, run_dir: Path) -> tuple[Opened, Roles]:
         log.warning("%s: its PPO is not finished; looking at the policy that an earlier one left", run_dir)
     sft = sft_folder(run_dir)
     opened = open_model(recipe, str(sft) if sft.exists() else None)
-    policy = load_causal(str(run_dir / "policy"), opened.device)
+    train, held = load_prompts(recipe.ppo.prompts, opened, recipe.ppo.max_new_tokens, recipe.seed)
+    trust = recipe.trust_remote_code
+    policy = load_causal(str(run_dir / "policy"), opened.device, trust_remote_code=trust)
     reward, score, norm = None, None, Norm()
     if (run_dir / "reward").exists():
-        reward, score, norm = load_reward(str(run_dir / "reward"), opened.device)
+        reward, score, norm = load_reward(str(run_dir / "reward"), opened.device, trust_remote_code=trust)
         check_vocabulary(opened.model, reward)
     tops: list[PreTrainedModel] = [m for m in (policy, reward) if m is not None]
     shared = all(same_bottom(opened.model, m, recipe.trunk.split, opened.dtype) for m in tops)
-    split = recipe.trunk.split if shared else 0
-    trunk = Trunk(opened.model, split, opened.dtype)
-    reward_top = Body.of(reward, split, score=score, dtype=opened.dtype) if reward is not None else None
-    body = Body.of(policy, split, dtype=opened.dtype)
-    return opened, Roles(trunk, body, trunk.top, body, reward_top, norm, None).hold()
+    probe = [encode_prompt(opened.tokenizer, prompt) for prompt in train[:4]]
+    trunk = checked_trunk(opened.model, recipe.trunk.split if shared else 0, probe, log.warning, opened.dtype)
+    reward_top = Body.of(reward, trunk.split, score=score, dtype=opened.dtype) if reward is not None else None
+    body = Body.of(policy, trunk.split, dtype=opened.dtype)
+    roles = Roles(trunk, body, trunk.top, body, reward_top, norm, None).hold()
+    return Finished(opened, roles, train, held)
 
 
-def prompts_for_eval(config: PPO, opened: Opened, recipe: Recipe) -> list[Prompt]:
+def prompts_for_eval(recipe: Recipe, run: Finished) -> list[Prompt]:
     """Held-out prompts after those on which PPO chose its best policy."""
-    _, held = load_prompts(config.prompts, opened, config.max_new_tokens, recipe.seed)
-    prompts = tests_of(held, config)[: recipe.evaluation.prompts]
+    assert recipe.ppo is not None
+    prompts = tests_of(run.held, recipe.ppo)[: recipe.evaluation.prompts]
     if len(prompts) < recipe.evaluation.prompts:
         log.warning("evaluation.prompts: %d asked for, %d held out", recipe.evaluation.prompts, len(prompts))
     return prompts
@@ -86,29 +104,27 @@ def judge_of(recipe: Recipe) -> Judge | None:
     return judge_rollouts if recipe.evaluation.judge == "vader" else None
 
 
-def scorer_of(recipe: Recipe, run_dir: Path, opened: Opened, roles: Roles) -> Scorer | None:
+def scorer_of(recipe: Recipe, run_dir: Path, run: Finished) -> Scorer | None:
     """The sources that PPO climbed; None where the recipe names none and there is no reward model."""
     assert recipe.ppo is not None
-    config, train = recipe.ppo, list[Prompt]()
-    if config.rewards:
-        train, _ = load_prompts(config.prompts, opened, config.max_new_tokens, recipe.seed)
-    return open_scorer(recipe, run_dir, opened, roles, train) if config.rewards or roles.reward else None
+    if not recipe.ppo.rewards and run.roles.reward is None:
+        return None
+    return open_scorer(recipe, run_dir, run.opened, run.roles, run.train)
 
 
 def evaluate_run(recipe: Recipe, run_dir: str | Path) -> dict[str, Any]:
     """Sample both models on the same prompts, score, judge; write `RUN/eval.json` and return its content."""
     run_dir = Path(run_dir)
-    if recipe.ppo is None:
-        raise UserError(f"{run_dir}: its recipe has no `ppo` section, so there is nothing to compare")
-    opened, roles = finished(recipe, run_dir)
-    prompts = prompts_for_eval(recipe.ppo, opened, recipe)
+    run = finished(recipe, run_dir)
+    assert recipe.ppo is not None
+    prompts = prompts_for_eval(recipe, run)
     seed = derive_seed(recipe.seed, "eval")
     sampling = recipe.ppo.sampling
     before, after = (
-        LocalGenerator(body, opened.tokenizer, opened.stop_ids).generate(prompts, sampling, seed=seed)
-        for body in (roles.reference, roles.policy)
+        LocalGenerator(body, run.opened.tokenizer, run.opened.stop_ids).generate(prompts, sampling, seed=seed)
+        for body in (run.roles.reference, run.roles.policy)
     )
-    scorer = scorer_of(recipe, run_dir, opened, roles)
+    scorer = scorer_of(recipe, run_dir, run)
     result = before_and_after(
         before,
         after,
@@ -120,7 +136,7 @@ def evaluate_run(recipe: Recipe, run_dir: str | Path) -> dict[str, Any]:
     result["scored_by"] = scored_by(recipe) if scorer else None
     for when, rollouts in {"before": before, "after": after}.items():
         result |= {f"{key}_{when}": value for key, value in source_means(rollouts).items()}
-    result["kl_ref_seq"] = mean(distance(roles, after, recipe.ppo))
+    result["kl_ref_seq"] = mean(distance(run.roles, after, recipe.ppo))
     report = read_agreement(run_dir / "reward") or {}
     result["rm_spearman"] = report.get("spearman")
     result["rm_pearson"] = report.get("pearson")
@@ -140,8 +156,9 @@ def side_by_side(recipe: Recipe, rounds: Sequence[Path]) -> tuple[list[dict[str,
     answers are those of `evaluate_run`.
     """
     assert recipe.ppo is not None
-    opened, roles = finished(recipe, rounds[-1])
-    prompts = prompts_for_eval(recipe.ppo, opened, recipe)
+    run = finished(recipe, rounds[-1])
+    opened, roles = run.opened, run.roles
+    prompts = prompts_for_eval(recipe, run)
     seed = derive_seed(recipe.seed, "eval")
     judges = {
         "score": TrunkScorer(roles, recipe.ppo.optim.micro_batch_tokens).score,
@@ -153,7 +170,7 @@ def side_by_side(recipe: Recipe, rounds: Sequence[Path]) -> tuple[list[dict[str,
     ]
     columns: dict[str, list[float]] = {}
     for name, folder in {"SFT": None, **{f"round {i}": folder for i, folder in enumerate(rounds, 1)}}.items():
-        body = roles.reference if folder is None else _policy_of(folder, opened)
+        body = roles.reference if folder is None else _policy_of(recipe, folder, opened)
         rollouts = LocalGenerator(body, opened.tokenizer, opened.stop_ids).generate(
             prompts, recipe.ppo.sampling, seed=seed
         )
@@ -171,7 +188,8 @@ def side_by_side(recipe: Recipe, rounds: Sequence[Path]) -> tuple[list[dict[str,
     return made, samples
 
 
-def _policy_of(folder: Path, opened: Opened) -> Body:
-    body = Body.of(load_causal(str(folder / "policy"), opened.device), 0, dtype=opened.dtype)
+def _policy_of(recipe: Recipe, folder: Path, opened: Opened) -> Body:
+    model = load_causal(str(folder / "policy"), opened.device, trust_remote_code=recipe.trust_remote_code)
+    body = Body.of(model, 0, dtype=opened.dtype)
     body.hold({})
     return body

@@ -147,6 +147,13 @@ class Skips:
         self.in_row = 0
         self.batches.clear()
 
+    def state(self) -> dict[str, Any]:
+        return {"total": self.total, "in_row": self.in_row, "why": self.why, "batches": list(self.batches)}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        self.total, self.in_row, self.why = state["total"], state["in_row"], state["why"]
+        self.batches = list(state["batches"])
+
 
 def put_weights(body: Body, saved: Mapping[str, Tensor]) -> None:
     """Into the weights that are trained. Raises ValueError where these are others than the saved ones."""

@@ -93,7 +93,13 @@ class Job:
         train = self.recipe.train.model_copy(update={"recompute": recompute})
         key = (train.kind, train.rank, recompute, self.dtype, shared)
         if key not in self.counted:
-            self.counted[key] = activations(self.config, train, self.dtype, shared)
+            self.counted[key] = activations(
+                self.config,
+                train,
+                self.dtype,
+                shared,
+                trust_remote_code=self.recipe.trust_remote_code,
+            )
         return self.counted[key]
 
     def model(self) -> PreTrainedModel:

@@ -26,8 +26,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ppolite.config import Recipe
 from ppolite.data.chat import encode_prompt
+from ppolite.dist import mean_of_all, total
 from ppolite.models.export import load_policy, save_adapter, save_policy
 from ppolite.models.load import load_causal
 from ppolite.models.roles import Roles, build_roles
@@ -105,15 +108,18 @@ class PPO:
         recipe, config = self.recipe, self.config
         trunk = open_trunk(recipe, self.opened, probe)
         asks_model = scorer is None and config.asks_model
-        reward = open_reward(config, self.run_dir, self.opened.device) if asks_model else None
+        trust = recipe.trust_remote_code
+        reward = (
+            open_reward(config, self.run_dir, self.opened.device, trust_remote_code=trust)
+            if asks_model
+            else None
+        )
         if reward is None and config.critic_start == "reward":
             log.warning("no reward model in %s, so the critic starts at zero", self.run_dir)
         separate = (
             None
             if recipe.roles == "shared"
-            else lambda: load_causal(
-                self.opened.source, self.opened.device, trust_remote_code=recipe.trust_remote_code
-            )
+            else lambda: load_causal(self.opened.source, self.opened.device, trust_remote_code=trust)
         )
         roles = build_roles(
             trunk,
@@ -125,7 +131,7 @@ class PPO:
             reward_scale=config.reward_scale,
         )
         if config.start:
-            load_policy(roles, config.start)
+            load_policy(roles, config.start, trust_remote_code=trust)
         return roles
 
     # What a step is made of.
@@ -164,8 +170,17 @@ class PPO:
         return make_experience(self.roles, rollouts, scores, self.config, self.leash.beta)
 
     def step(self, rollouts: Sequence[Rollout], scores: Sequence[float]) -> dict[str, float]:
-        """Learn from scored rollouts; scores may come from anywhere. Returns the step's metrics."""
-        return self.learn(*self.prepare(rollouts, scores))
+        """Learn from scored rollouts; scores may come from anywhere. Returns the step's metrics.
+
+        Raises UserError where more than `faults.skips` updates in a row had to be skipped: later ones will be, too.
+        """
+        metrics = self.learn(*self.prepare(rollouts, scores))
+        if self.skips.in_row > self.recipe.faults.skips:
+            raise UserError(
+                f"{self.skips.in_row} updates in a row had to be skipped, since {self.skips.why}; lower the learning "
+                "rate, or look at what is in PPO.skips.batches"
+            )
+        return metrics
 
     def learn(self, experience: Experience, seqs: Sequences) -> dict[str, float]:
         """All updates of one round, then the controllers. Metrics are means over the updates."""
@@ -177,8 +192,10 @@ class PPO:
             "text/repeats": repeated_share(r.response_ids for r in experience.rollouts),
         }
         metrics |= self.updates.run(experience, seqs, round_=self.steps_done, leash=self.leash.beta)
-        if math.isfinite(metrics["kl/ref_seq"]):
-            self.leash.update(metrics["kl/ref_seq"], len(seqs))
+        sequences = torch.tensor([float(len(seqs))], device=seqs.ids_BT.device)
+        kl = float(mean_of_all(metrics["kl/ref_seq"], sequences))
+        if math.isfinite(kl):
+            self.leash.update(kl, int(total(sequences)))
         self.steps_done += 1
         self.generator.version = self.updates.policy.done
         self.last = (experience, seqs)

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from ppolite.config import Recipe
 from ppolite.data.chat import encode_example
-from ppolite.models.export import save_reward
+from ppolite.models.export import classifier, save_reward
 from ppolite.models.load import load_reward
 from ppolite.models.roles import Norm, reward_body, trainable
 from ppolite.models.sequences import micro_batches
@@ -77,6 +77,8 @@ class RewardModel:
         self.recipe, self.config, self.run_dir = recipe, recipe.reward, Path(run_dir)
         self.data = self.config.source
         self.opened = open_model(recipe, after_sft(recipe, self.run_dir))
+        # Needed at the end, refused at the beginning.
+        classifier(self.opened.model.config, trust_remote_code=recipe.trust_remote_code)
         train, held = load_split(self.data, ITEMS[self.config.kind], recipe.seed)
         self.first = [(item.prompt, responses_of(item)[0][0]) for item in train[:8]]
         self.left_out = 0
@@ -126,14 +128,25 @@ class RewardModel:
 
     def _pairs_apart(self) -> None:
         """The figure that PPO will ask for must exist once training is over."""
+        if self.config.kind != "scores":
+            return
         targets = [row.target for row in self.held]
         spread = max(targets) - min(targets)
-        if self.config.kind == "scores" and (spread == 0 or spread < self.config.gap):
+        try:
+            self._pair_accuracy(targets)
+        except ValueError:
             raise UserError(
                 f"reward.data {self.data.path}: the {len(targets)} held-out scores are at most "
                 f"{spread:g} apart, so no pair counts with reward.pair_gap {self.config.gap:g}; lower "
                 "it, or hold out more rows"
-            )
+            ) from None
+
+    def _pair_accuracy(self, predicted: Sequence[float]) -> float:
+        """Of the held-out rows. In float64, as their scores were read."""
+        scores, targets = (
+            torch.tensor(x, dtype=torch.float64) for x in (predicted, [row.target for row in self.held])
+        )
+        return float(pair_accuracy(scores, targets, self.config.gap))
 
     @property
     def limit(self) -> int:
@@ -248,9 +261,7 @@ class RewardModel:
             return {
                 "spearman": _finite(spearman(flat, targets)),
                 "pearson": _finite(pearson(flat, targets)),
-                "pair_accuracy": float(
-                    pair_accuracy(torch.tensor(flat), torch.tensor(targets), self.config.gap)
-                ),
+                "pair_accuracy": self._pair_accuracy(flat),
                 "calibration": [list(group) for group in calibration(flat, targets)],
                 "held_out": len(targets),
             }
@@ -264,7 +275,9 @@ class RewardModel:
 
     def take(self, folder: Path) -> None:
         """Put a finished reward model in the place of the one to be trained, to ask it about held-out rows again."""
-        model, score, norm = load_reward(str(folder), self.opened.device)
+        model, score, norm = load_reward(
+            str(folder), self.opened.device, trust_remote_code=self.recipe.trust_remote_code
+        )
         self.body = reward_body(self.trunk, model, score)
         self.body.hold({})
         self.mean, self.scale = norm.offset, 1.0
@@ -317,7 +330,14 @@ class RewardModel:
         offset = self.mean
         mean, std = self.on_samples(offset)
         norm = Norm(mean, std, offset)
-        save_reward(self.body, norm, self.opened.tokenizer, self.run_dir / "reward", agreement)
+        save_reward(
+            self.body,
+            norm,
+            self.opened.tokenizer,
+            self.run_dir / "reward",
+            agreement,
+            trust_remote_code=self.recipe.trust_remote_code,
+        )
 
     @torch.no_grad()
     def on_samples(self, offset: float) -> tuple[float, float]:

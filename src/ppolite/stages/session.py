@@ -94,7 +94,9 @@ class Session:
             yield self.step
             if self.trainer.skips.in_row > self.recipe.faults.skips:
                 self._go_back()
-            if self._signals.caught or self.checkpoints.due(self.step):
+            # Weights by which nothing can be updated may be what a checkpoint is needed against.
+            sound = not self.trainer.skips.in_row
+            if self._signals.caught or (sound and self.checkpoints.due(self.step)):
                 self.save(self.step)
             if self._signals.caught:
                 raise Interrupted(
@@ -134,7 +136,7 @@ class Session:
         write_json(path, {"stage": self.stage, "step": self.step, "skipped": self.trainer.skips.batches})
         skips, self.returns = self.trainer.skips.in_row, self.returns + 1
         what = f"{self._where(self.step)}: {skips} updates in a row had to be skipped, since {self.trainer.skips.why}"
-        most, found = self.recipe.faults.returns, self.checkpoints.latest()
+        most, found = self.recipe.faults.returns, self.checkpoints.latest(_is_sound)
         if found is None or self.returns > most:
             why = (
                 "there is no checkpoint to go back to"
@@ -177,12 +179,12 @@ def begin_again(stage: str, trainer: Trainer, *, allow_changes: bool) -> tuple[i
         _check_unchanged(stage, trainer, state, checkpoints.folder)
     try:
         trainer.restore(state["trainer"])
-    except (KeyError, ValueError, RuntimeError) as error:
+        trainer.skips.restore(state["skips"])
+    except (KeyError, ValueError, TypeError, RuntimeError) as error:
         raise UserError(
             f"{checkpoints.folder}: its state does not fit this recipe ({error}); go on with the recipe that it was "
             "made with, or delete that folder to begin the stage anew"
         ) from error
-    trainer.skips.total = state["skips"]
     log.info("%s: going on after step %d", stage, step)
     return step, state["returns"]
 
@@ -192,9 +194,14 @@ def _whole_state(trainer: Trainer, returns: int) -> State:
         "recipe": trainer.recipe.model_dump(mode="json"),
         "reads": trainer.reads,
         "returns": returns,
-        "skips": trainer.skips.total,
+        "skips": trainer.skips.state(),
         "trainer": trainer.state(),
     }
+
+
+def _is_sound(state: State) -> bool:
+    """Whether the last update before it was not skipped."""
+    return not state["skips"]["in_row"]
 
 
 def _check_unchanged(stage: str, trainer: Trainer, state: State, folder: Path) -> None:

@@ -89,7 +89,8 @@ class SFT:
 
     def loss(self, rows: Sequence[Encoded], *, backward: bool) -> float:
         """Mean loss per answer token, nats; gradients are accumulated when `backward`."""
-        seqs = self.trunk.bottom(Sequences.of([p for p, _ in rows], [r for _, r in rows], self.opened.device))
+        seqs = Sequences.of([p for p, _ in rows], [r for _, r in rows], self.opened.device)
+        seqs = self.trunk.bottom(seqs, self.fitting.tokens)
         tokens = int(seqs.mask_BR.sum())
         total = 0.0
         with torch.set_grad_enabled(backward):
@@ -102,7 +103,11 @@ class SFT:
         return total
 
     def held_out_loss(self) -> float | None:
-        return self.loss(self.held, backward=False) if self.held else None
+        """None where nothing is held out, or where it is not finite."""
+        if not self.held:
+            return None
+        loss = self.fitting.run(lambda: self.loss(self.held, backward=False), self.learner.clear)
+        return loss if math.isfinite(loss) else None
 
     def run(self, *, allow_changes: bool = False) -> dict[str, float | None]:
         """Train, log, save `RUN/sft`; an interrupted run goes on. Returns the held-out loss before and after."""

@@ -18,9 +18,10 @@ import math
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ppolite.config import PPO
-from ppolite.dist import add_gradients, own_rows, total
+from ppolite.dist import add_gradients, mean_of_all, own_rows, total
 from ppolite.models.roles import Roles
 from ppolite.models.sequences import Sequences
 from ppolite.ops.kl import AdaptivePenalty
@@ -60,12 +61,16 @@ class Updates:
         shuffle = torch.Generator().manual_seed(derive_seed(self.seed, "ppo-shuffle", round_))
         rows: list[Metrics] = []
         for _ in range(self.config.epochs):
-            order = torch.randperm(int(total(torch.tensor(len(seqs)))), generator=shuffle)
+            everybody = int(total(torch.tensor(len(seqs), device=seqs.ids_BT.device)))
+            order = torch.randperm(everybody, generator=shuffle)
             # chunk() would make fewer when they do not divide: 5 rows in 4 minibatches become 2 + 2 + 1.
             for part in order.tensor_split(min(self.config.minibatches, len(order))):
                 if self.skips.in_row <= self.most_skips:
                     rows += self.update(experience, seqs, own_rows(part.tolist()), leash)
-        columns = {key: [row[key] for row in rows] for key in (rows[0] if rows else ())}
+        columns: dict[str, list[float]] = {}
+        for row in rows:  # one without rows of this process has no figures of a loss
+            for key, value in row.items():
+                columns.setdefault(key, []).append(value)
         metrics = {key: max(x) if key in MAXIMA else sum(x) / len(x) for key, x in columns.items()}
         explained = explained_variance(experience.values_BR, experience.returns_BR, experience.mask_BR)
         metrics |= {"value/explained_variance": float(explained), "update/skipped": self.skips.total}
@@ -74,14 +79,17 @@ class Updates:
             if rows:
                 # The paper's rule looks at the KL that the finished update has caused, not at its mean on the way.
                 new_BR = policy_logprobs(self.roles, seqs, self.config)
-                self.penalty.update(float(update_kl(new_BR, experience)))
+                d = mean_of_all(float(update_kl(new_BR, experience)), experience.mask_BR.sum())
+                if math.isfinite(d):
+                    self.penalty.update(d)
         return metrics
 
     def update(self, experience: Experience, seqs: Sequences, rows: list[int], leash: float) -> list[Metrics]:
         """One step of both on the given rows. Its metrics, or none where it was skipped."""
-        row = self.fitting.run(lambda: self.minibatch(experience, seqs, rows, leash), self._clear)
+        row = self.minibatch(experience, seqs, rows, leash)
         row["lr/policy"] = self.policy.lr
-        norms = step_together(self.policy, self.critic, sound=all(map(math.isfinite, row.values())))
+        odd = torch.tensor(not all(map(math.isfinite, row.values())), device=seqs.ids_BT.device)
+        norms = step_together(self.policy, self.critic, sound=not total(odd.long()))
         if norms is None:
             self.skips.add("a loss or gradient was not finite", _readable(experience, rows, row))
             return []
@@ -94,8 +102,19 @@ class Updates:
 
         With several processes the rows are this one's, the gradients and the count those of all, the metrics parts.
         """
-        config = self.config
         denom = total(experience.mask_BR[rows].sum())
+        # What the processes do together stays outside: only the one that ran out of memory begins anew.
+        metrics = self.fitting.run(
+            lambda: self.own_part(experience, seqs, rows, leash, denom=denom), self._clear
+        )
+        add_gradients([*self.policy.parameters, *self.critic.parameters])
+        return metrics
+
+    def own_part(
+        self, experience: Experience, seqs: Sequences, rows: list[int], leash: float, *, denom: Tensor
+    ) -> Metrics:
+        """What these rows add to the gradients of a minibatch of `denom` tokens, and to its metrics."""
+        config = self.config
         metrics: Metrics = {}
         for part in seqs.select(rows).batches(self.fitting.tokens) if rows else ():
             micro = [rows[i] for i in part]
@@ -121,7 +140,6 @@ class Updates:
             for key, value in figures.items():
                 old = metrics.get(key, 0.0)
                 metrics[key] = max(old, float(value)) if key in MAXIMA else old + float(value)
-        add_gradients([*self.policy.parameters, *self.critic.parameters])
         return metrics
 
     def _clear(self) -> None:
@@ -155,7 +173,7 @@ class Updates:
 def _readable(experience: Experience, rows: list[int], figures: Metrics) -> dict[str, Any]:
     """What a person needs to see why a minibatch came to nothing. Numbers as text: some are not finite."""
 
-    def span(x_BR: torch.Tensor, i: int) -> str:
+    def span(x_BR: Tensor, i: int) -> str:
         x = x_BR[i][experience.mask_BR[i]]
         return f"{float(x.min()):g} … {float(x.max()):g}"
 
