@@ -12,6 +12,7 @@ import pytest
 from tests.world import World
 
 import ppolite
+from ppolite.cli import main
 
 ROOT = Path(__file__).parent.parent
 SOURCES = sorted((ROOT / "src" / "ppolite").rglob("*.py"))
@@ -71,4 +72,6 @@ def test_example_own_reward(world: World, tmp_path: Path) -> None:
     ]
     assert len(rewards) == 12
     assert rewards[-1] > rewards[0] + 0.2
-    assert (tmp_path / "runs" / "own_reward" / "policy" / "model.safetensors").exists()
+    run = tmp_path / "runs" / "own_reward"
+    assert (run / "policy" / "model.safetensors").exists()
+    assert main(["eval", str(run), "--json"]) == 0  # a run like any other, but for its stages

@@ -28,7 +28,7 @@ from typing import Any
 
 import torch
 
-from ppolite.config import Recipe
+from ppolite.config import Recipe, save_recipe
 from ppolite.data.chat import encode_prompt
 from ppolite.dist import mean_of_all, total
 from ppolite.models.export import load_policy, save_adapter, save_policy
@@ -193,7 +193,7 @@ class PPO:
         }
         metrics |= self.updates.run(experience, seqs, round_=self.steps_done, leash=self.leash.beta)
         sequences = torch.tensor([float(len(seqs))], device=seqs.ids_BT.device)
-        kl = float(mean_of_all(metrics["kl/ref_seq"], sequences))
+        kl = mean_of_all(metrics["kl/ref_seq"], sequences)
         if math.isfinite(kl):
             self.leash.update(kl, int(total(sequences)))
         self.steps_done += 1
@@ -210,12 +210,17 @@ class PPO:
         return self.heldout.look(self.steps_done)
 
     def save(self, folder: str | Path | None = None, *, adapter: bool = False) -> Path:
-        """Write the current policy as an HF folder (default `RUN/policy`), or its adapter for PEFT."""
+        """Write the current policy as an HF folder (default `RUN/policy`), or its adapter for PEFT.
+
+        The folder of a loop of one's own becomes a run for `ppolite chat` and its like by it.
+        """
         target = Path(folder) if folder else self.run_dir / ("adapter" if adapter else "policy")
         if adapter:
             save_adapter(self.roles.policy, self.roles.lora, self.opened.source, target)
         else:
             save_policy(self.opened.model, self.roles.policy, self.opened.tokenizer, target)
+            if folder is None and not (self.run_dir / "recipe.yaml").exists():
+                save_recipe(self.recipe, self.run_dir / "recipe.yaml")
         return target
 
     def run(self, *, allow_changes: bool = False) -> dict[str, Any]:
