@@ -16,7 +16,7 @@ from ppolite.cli.place import (
     place_of,
     recipe_of,
     show_table,
-)  # fmt: skip
+)
 
 log = logging.getLogger("ppolite")
 
