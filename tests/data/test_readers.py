@@ -169,6 +169,29 @@ def test_csv_cells_may_hold_lists(tmp_path: Path) -> None:
     assert [problem.row for problem in report.problems] == [2]
 
 
+def test_csv_cells_may_hold_conversations(tmp_path: Path) -> None:
+    """As `candidates.jsonl` has them, after a spreadsheet."""
+    path = tmp_path / "rows.csv"
+    with path.open("w", newline="", encoding="utf-8") as out:
+        rows = csv.writer(out)
+        rows.writerow(["prompt", "response", "score"])
+        rows.writerow([json.dumps([USER]), json.dumps([ANSWER]), 1])
+        rows.writerow(["[1, 2] is a list", '{"a": 1}', 2])
+    first, second = read_scored(str(path))[0]
+    assert (first.prompt, first.response) == (q(str(path)), "a")
+    assert (second.prompt.last, second.response) == ("[1, 2] is a list", '{"a": 1}')
+
+
+def test_columns_that_are_named_come_before_messages(file) -> None:
+    row = {"messages": [USER, ANSWER], "question": "x", "reply": "y"}
+    source = file(row)
+    found = read_examples(source, {"prompt": "question", "completion": "reply"})[0][0]
+    assert (found.prompt.last, found.response) == ("x", "y")
+    assert read_prompts(source, {"prompt": "question"})[0][0].last == "x"
+    assert read_examples(source)[0][0].response == "a"
+    assert read_examples(file({"turns": [USER, ANSWER]}), {"messages": "turns"})[0][0].response == "a"
+
+
 def test_parquet_keeps_lists(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
     pandas.DataFrame([{"messages": [USER, ANSWER]}, {"messages": None}]).to_parquet(path)

@@ -12,6 +12,21 @@ import pytest
 from ppolite.data.tables import read_rows
 from ppolite.types import UserError
 
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("rows.csv", 'prompt,response\nq1,a1\nq2,"He said\nq3,a3\n'),
+        ("rows.tsv", 'score\ttext\n1\t"Fine film\n2\tgreat "movie"\n'),
+        ("rows.csv", 'prompt,response\nq1,"great" movie\n'),
+    ],
+)
+def test_a_quote_that_swallows_rows_is_refused(name: str, text: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(text, encoding="utf-8")
+    with pytest.raises(UserError, match="mend the quotes in it"):
+        read_rows(str(tmp_path / name))
+
+
 ROWS = [
     {"prompt": "Say “hi”,\nplease", "response": "hi", "score": 1.5},
     {"prompt": "数到三", "response": "一\t二\t三", "score": -2.0},

@@ -313,6 +313,22 @@ def test_a_person_may_leave_and_come_back(
     assert "2 rated, 88 of 90 left" in capsys.readouterr().out
 
 
+def test_a_round_that_nobody_has_scored_is_not_left_out(
+    world: World, finished_run: Path, tmp_path: Path
+) -> None:
+    run = fresh(finished_run, tmp_path / "run")
+    recipe = recipe_for(world, iterate__rounds=2, iterate__by="file", ppo__min_rm_accuracy=0)
+    with pytest.raises(UserError, match="wait for a score"):
+        Iteration(recipe, run).run()
+    file = run / "round-1" / "candidates.jsonl"
+    rate(file)
+    write_rows(file, [row | {"score": None} if i == 0 else row for i, row in enumerate(rows_of(file))])
+    with pytest.raises(UserError, match=r"round-2/candidates\.jsonl: \d+ of 90 candidates wait for a score"):
+        Iteration(recipe, run).run(skip_unscored=True)
+    assert (run / "round-1" / "policy").exists()
+    assert not (run / "round-2" / "reward").exists()
+
+
 def test_the_judge_is_named_as_a_stand_in_everywhere(
     world: World, finished_run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -11,12 +11,13 @@ import pytest
 import torch
 from torch import nn
 
-from ppolite.config import Adam, parse_recipe
+from ppolite.config import Adam, Data, parse_recipe
 from ppolite.obs.run_files import write_json
 from ppolite.stages.learner import Learner, step_together
 from ppolite.stages.opening import after_sft, resolve
-from ppolite.stages.rows import Cycle, batches, count_batches, shuffled
+from ppolite.stages.rows import Cycle, batches, count_batches, shuffled, split_rows
 from ppolite.stages.seeds import derive_seed
+from ppolite.types import Prompt
 
 
 def test_seeds_differ_by_stream_and_master() -> None:
@@ -24,6 +25,19 @@ def test_seeds_differ_by_stream_and_master() -> None:
     assert len(set(seeds)) == len(seeds)
     assert all(0 <= seed < 2**63 for seed in seeds)
     assert derive_seed(0, "ppo-sample", 3) == derive_seed(0, "ppo-sample", 3)
+
+
+def test_a_held_out_prompt_is_looked_at_once() -> None:
+    """Else one of its copies chooses the best policy and another one judges it."""
+    prompts = [
+        Prompt(text=text, source=f"{i}") for i, text in enumerate(["a", "b", "A ", "c", "d", "b", "c"] * 3)
+    ]
+    train, held = split_rows(prompts, Data(path="x", held_out=0.5), seed=0)
+    names = [prompt.text.strip().lower() for prompt in held]
+    assert 0 < len(names) == len(set(names)) < 4
+    kept = {name: next(p for p in prompts if p.text.strip().lower() == name) for name in names}
+    assert held == list(kept.values())  # the first of each, in their order
+    assert len(train) == sum(prompt.text.strip().lower() not in names for prompt in prompts)
 
 
 @pytest.mark.parametrize(("size", "epochs"), [(4, 1.0), (3, 2.0), (4, 1.5), (10, 0.5), (1, 1.0), (99, 2.2)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -21,7 +22,7 @@ def sample(
     model: str | None = None,
     data: str | None = None,
     max_new_tokens: int | None = None,
-    temperature: float = 1.0,
+    temperature: float | None = None,
     set: Set_ = (),  # noqa: A002
 ) -> None:
     """Draw several candidate answers a prompt, into a file for people to score (`ppolite score FILE`).
@@ -34,7 +35,7 @@ def sample(
         model: Folder or hub id; the recipe's model (in a run folder: its newest result) when left out.
         data: File with prompts; the recipe's ppo.prompts when left out.
         max_new_tokens: Length limit; the recipe's ppo.max_new_tokens when left out.
-        temperature: Of sampling.
+        temperature: Of sampling; the recipe's ppo.temperature when left out.
         set: Change a key of the recipe. May be repeated.
     """
     place = place_of(recipe, None, set)
@@ -42,18 +43,20 @@ def sample(
     source = Data(path=data, held_out=0) if data else config.prompts if config else None
     if source is None:
         raise UserError(f"{recipe}: no `ppo.prompts` to take prompts from; name a file with --data")
-    newest = [str(place.run_dir / f) for f in ("policy", "sft") if (place.run_dir / f).exists()]
+    results = [place.run_dir / name for name in ("policy", "sft")]
+    results[:0] = sorted(place.run_dir.glob("round-*/policy"), key=lambda path: path.stat().st_mtime)[-1:]
+    newest = [str(folder) for folder in results if folder.exists()]
     if model is None and newest and Path(recipe).is_dir():
         model = newest[0]
-    length = max_new_tokens or (config.max_new_tokens if config else 128)
-    if min(prompts, n, length) < 1 or temperature <= 0:
+    sampling = config.sampling if config else Sampling(max_new_tokens=128)
+    given = {"max_new_tokens": max_new_tokens, "temperature": temperature}
+    sampling = replace(sampling, **{name: value for name, value in given.items() if value is not None})
+    if min(prompts, n, sampling.max_new_tokens) < 1 or sampling.temperature <= 0:
         raise UserError("--prompts, --n, --max-new-tokens and --temperature must be above 0")
 
     from ppolite.stages.sample import sample as draw
 
-    rows = draw(
-        place.recipe, source, Sampling(length, temperature), model=model, count=prompts, n=n, target=to
-    )
+    rows = draw(place.recipe, source, sampling, model=model, count=prompts, n=n, target=to)
     print(f"{rows} candidates in {to}; rate them with `ppolite score {to}`")
 
 

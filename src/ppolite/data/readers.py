@@ -46,7 +46,7 @@ def read_examples(
         return film.film_examples()
 
     def build(row: Row) -> Example:
-        if row.has("messages"):
+        if _in_messages(row, columns):
             turns = row.messages("messages")
             if turns[-1]["role"] != "assistant":
                 raise RowError("'messages' ends without an answer", "end it with an assistant turn")
@@ -148,19 +148,25 @@ def read_prompts(
 
     def build(row: Row) -> Prompt:
         nonlocal answered
-        columns = row.others("prompt", "messages")
-        if not row.has("messages"):
-            return replace(row.prompt(plain), columns=columns)
+        others = row.others("prompt", "messages")
+        if not _in_messages(row, columns):
+            return replace(row.prompt(plain), columns=others)
         turns = row.messages("messages")
         if turns[-1]["role"] == "assistant":
             answered += 1
             turns = turns[:-1]
-        return replace(asking(turns, row.where, "messages"), columns=columns)
+        return replace(asking(turns, row.where, "messages"), columns=others)
 
     items, report = _read(source, columns, (("prompt",), ("messages",)), build)
     if answered:
         report.notes.append(f"{source}: {answered:,} conversations end with an answer; it was cut off")
     return items, report
+
+
+def _in_messages(row: Row, columns: Columns | None) -> bool:
+    """Whether the row's text is in `messages`, and not in the columns that the recipe names instead."""
+    named = set(columns or {})
+    return row.has("messages") and ("messages" in named or not named & {"prompt", "completion"})
 
 
 def _is_first(value: object, where: str) -> bool:

@@ -73,9 +73,9 @@ class Row:
         return tuple(_message(turn, name) for turn in self.list(name))
 
     def prompt(self, plain: bool) -> Prompt:
-        value = self.get("prompt")
+        value = _conversation(self.get("prompt"))
         if isinstance(value, list):
-            return asking(self.messages("prompt"), self.where, "prompt")
+            return asking(tuple(_message(turn, "prompt") for turn in value), self.where, "prompt")
         return _text_prompt(_text(value, "prompt"), self.where, plain)
 
     def answer(self, name: str, prompt: Prompt) -> str:
@@ -83,6 +83,7 @@ class Row:
 
     def answer_in(self, value: object, name: str, prompt: Prompt) -> str:
         """The text of a response, which may be an assistant message, alone or after the prompt's messages."""
+        value = _conversation(value)
         if isinstance(value, dict):
             value = [value]
         if not isinstance(value, list):
@@ -106,6 +107,22 @@ class Row:
             raise RowError("'chosen' and 'rejected' differ before their last turn", "give a 'prompt' column")
         prompt = asking(turns, self.where, "chosen")
         return prompt, self.answer("chosen", prompt), self.answer("rejected", prompt)
+
+
+def _conversation(value: object) -> object:
+    """The messages that a cell of a CSV file holds as JSON; anything else as it is."""
+    if not isinstance(value, str) or not value.lstrip().startswith(("[", "{")):
+        return value
+    try:
+        found = json.loads(value)
+    except (ValueError, RecursionError):
+        return value
+    turns = found if isinstance(found, list) else [found]
+    roles = ({"role", "content"}, {"from", "value"})
+    alike = turns and all(
+        isinstance(turn, dict) and any(keys <= turn.keys() for keys in roles) for turn in turns
+    )
+    return found if alike else value
 
 
 def _within(values: list[Any], position: int) -> bool:

@@ -128,7 +128,9 @@ def _csv(path: Path) -> Rows:
     before = csv.field_size_limit(1 << 30)
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file, dialect="excel-tab" if path.suffix.lower() == ".tsv" else "excel")
+            dialect = "excel-tab" if path.suffix.lower() == ".tsv" else "excel"
+            # Not strict, it would take the rest of the file into a field whose quote is never closed.
+            reader = csv.reader(file, dialect, strict=True)
             header = next(reader, [])
             if twice := {name for name in header if header.count(name) > 1}:
                 raise UserError(f"{path}: the header names {sorted(twice)[0]!r} twice; rename one")
@@ -150,7 +152,9 @@ def _csv(path: Path) -> Rows:
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 ({error.reason}); save it as UTF-8") from error
     except csv.Error as error:
-        raise UserError(f"{path} cannot be read as {path.suffix[1:]} ({error}); mend the file") from error
+        raise UserError(
+            f"{path} cannot be read as {path.suffix[1:]} ({error}); mend the quotes in it"
+        ) from error
     finally:
         csv.field_size_limit(before)
 

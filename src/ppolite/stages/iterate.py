@@ -147,7 +147,10 @@ class Iteration:
         )
 
     def scored(self, number: int, *, skip: bool) -> list[Scored]:
-        """The candidates with their scores, asked for where no reward model has learned from them yet."""
+        """The candidates with their scores, asked for where no reward model has learned from them yet.
+
+        `skip` leaves out those without; a round of which nobody has scored any waits all the same.
+        """
         path = self.folder(number) / "candidates.jsonl"
         rows = self.candidates(number)
         if (self.folder(number) / "reward").exists() or not _missing(rows):
@@ -155,10 +158,10 @@ class Iteration:
         if self.config.by == "judge":
             log.info("%s: scored by %s", path, STAND_IN)
             _judge(path, rows)
-        elif self.config.by == "person" and not skip:
+        elif self.config.by == "person" and not (skip and _any_scored(rows)):
             rate_file(path)
         rows = self.candidates(number)
-        if (missing := _missing(rows)) and not skip:
+        if (missing := _missing(rows)) and not (skip and _any_scored(rows)):
             raise UserError(
                 f"{path}: {missing} of {len(rows)} candidates wait for a score; give each a number there (`ppolite "
                 "score` asks for them one by one) and repeat this command, with --skip-unscored to leave them out"
@@ -239,7 +242,7 @@ class Iteration:
             assert look is not None
             assert agreement is not None
             given = [row.score for row in self.candidates(number) if row.score is not None]
-            policies[number - 1]["candidates_score"] = mean(given)
+            policies[number - 1]["candidates_score"] = mean(given) if given else None
             policies[number] |= {
                 "kl_ref_seq": look["kl_ref_seq"],
                 "own_score": [look["score_before"], look["score_after"]],
@@ -254,6 +257,10 @@ class Iteration:
 def _missing(rows: Sequence[Scored]) -> int:
     """Candidates that could be compared, had they a score."""
     return sum(row.score is None and bool(row.response.strip()) for row in rows)
+
+
+def _any_scored(rows: Sequence[Scored]) -> bool:
+    return any(row.score is not None for row in rows)
 
 
 def _judge(path: Path, rows: Sequence[Scored]) -> None:

@@ -12,7 +12,7 @@ from ppolite.config import PPO, Data
 from ppolite.data.chat import check_lengths, encode_prompt
 from ppolite.data.readers import read_examples, read_preferences, read_prompts, read_rankings, read_scored
 from ppolite.data.report import Report
-from ppolite.data.split import split_by_prompt
+from ppolite.data.split import prompt_key, split_by_prompt
 from ppolite.stages.opening import Opened
 from ppolite.stages.seeds import derive_seed
 from ppolite.types import Prompt, UserError
@@ -36,9 +36,18 @@ def read_rows(data: Data, kind: str) -> tuple[list[Any], Report]:
 
 
 def split_rows(rows: list[Any], data: Data, seed: int) -> tuple[list[Any], list[Any]]:
-    """`(train, held out)`, as the section of the recipe asks."""
+    """`(train, held out)`, as the section of the recipe asks.
+
+    Of a held-out prompt that stands there several times the first is kept: some of them choose the best policy and the
+    others judge it, and a figure's interval counts each as one.
+    """
     held_out = data.held_out if data.held_out < 1 else int(data.held_out)
-    return split_by_prompt(rows, held_out, seed, source=data.path)
+    train, held = split_by_prompt(rows, held_out, seed, source=data.path)
+    once: dict[str, Any] = {}
+    if held and isinstance(held[0], Prompt):
+        for prompt in held:
+            once.setdefault(prompt_key(prompt), prompt)
+    return train, list(once.values()) or held
 
 
 def load_split(data: Data, kind: str, seed: int) -> tuple[list[Any], list[Any]]:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from tests.rollout.sources.kit import classifier, said
+from tests.world import write_model
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
     AutoModelForSequenceClassification,
@@ -20,6 +21,8 @@ from transformers import (
     BertConfig,
     BertForSequenceClassification,
     PreTrainedTokenizerFast,
+    RobertaConfig,
+    RobertaForSequenceClassification,
 )
 
 from ppolite.config import ClassifierSource
@@ -210,6 +213,21 @@ def test_dtype(llama: Path) -> None:
 def test_an_encoder_has_no_template(bert: Path) -> None:
     with pytest.raises(UserError, match="its tokenizer has no chat template; set reads to pair or response"):
         of(bert)
+
+
+def test_places_that_no_token_gets_are_not_counted(tmp_path: Path) -> None:
+    """RoBERTa's table has 24 of them, and its tokens begin at the third."""
+    folder = Path(shutil.copytree(write_model(tmp_path / "model"), tmp_path / "roberta"))
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    shape = RobertaConfig(
+        vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16,
+        max_position_embeddings=24, pad_token_id=1, num_labels=1,
+    )  # fmt: skip
+    RobertaForSequenceClassification(shape).save_pretrained(folder)
+    assert all(math.isfinite(score) for score in of(folder).score([said("good film " * 30)]))
+    assert of(folder).most == 22
+    with pytest.raises(UserError, match="it takes 22 tokens"):
+        of(folder, max_tokens=23)
 
 
 def test_a_template_that_refuses(llama: Path, tmp_path: Path) -> None:

@@ -233,7 +233,8 @@ def test_no_process_stays_behind(make: Make) -> None:
 
 def test_it_ends_with_a_run_that_is_killed(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(
-        "import os, time\ndef f(responses):\n    print('pid', os.getpid(), flush=True)\n    time.sleep(60)\n"
+        "import os, subprocess, time\ndef f(responses):\n    child = subprocess.Popen(['sleep', '60'])\n"
+        "    print('pid', os.getpid(), child.pid, flush=True)\n    time.sleep(60)\n"
     )
     code = (
         "from tests.rollout.sources.kit import said\n"
@@ -248,14 +249,19 @@ def test_it_ends_with_a_run_that_is_killed(tmp_path: Path) -> None:
     )
     assert run.stderr is not None
     with run.stderr as lines:
-        pid = int(next(line for line in lines if line.startswith("pid")).split()[1])
+        pids = [int(pid) for pid in next(line for line in lines if line.startswith("pid")).split()[1:]]
         run.kill()
         run.wait()
+    assert len(pids) == 2  # of the function, and of what it has started
     for _ in range(100):
-        if not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
+        if all(is_gone(pid) for pid in pids):
             return
         time.sleep(0.05)
-    pytest.fail(f"process {pid} is still there")
+    pytest.fail(f"of the processes {pids} one is still there")
+
+
+def is_gone(pid: int) -> bool:
+    return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
 
 
 def test_columns_json_has_no_form_for(make: Make) -> None:

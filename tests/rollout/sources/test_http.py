@@ -74,6 +74,14 @@ def test_what_is_sent_and_what_comes_back(make: Make, server: Server) -> None:
     }
 
 
+@pytest.mark.parametrize("proxy", ["socks5://127.0.0.1:1080", "socks://me:secret@127.0.0.1:1080"])
+def test_a_proxy_that_cannot_be_used(make: Make, proxy: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ALL_PROXY", proxy)
+    with pytest.raises(UserError, match=r"the proxy of ALL_PROXY.* cannot be used") as refused:
+        make()
+    assert "secret" not in str(refused.value)
+
+
 def test_empty_cells_are_null(make: Make, server: Server) -> None:
     """Tables say NaN where they have nothing, which JSON has no form for."""
     made = make(columns=("level", "notes"))

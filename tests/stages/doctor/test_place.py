@@ -111,7 +111,7 @@ def test_a_checkpoint_is_as_large_as_was_said(
 def test_weights_that_two_heads_share_count_once() -> None:
     tied = nn.ModuleList([nn.Linear(10, 10, bias=False), nn.Linear(10, 10, bias=False)])
     tied[1].weight = tied[0].weight
-    assert Need.of(tied, [tied[0].weight], best=[tied[0].weight]) == Need(4 * 400, 400)
+    assert Need.of(tied, [tied[0].weight], best=[tied[0].weight]) == Need(4 * 400, 400, 400)
     assert tied[0].weight.dtype == torch.float32
 
 
@@ -122,6 +122,22 @@ def test_room_for_gradients_and_moments(share: float, verdict: str) -> None:
     need = Need(checkpoint=int(share * psutil.virtual_memory().available), result=0)
     found = place.memory(torch.device("cpu"), need)
     assert found.verdict == verdict, found
+
+
+def test_the_best_weights_lie_in_the_cpus_memory() -> None:
+    need = Need(checkpoint=7, result=0, best=1)
+    assert [need.memory(torch.device(name)) for name in ("cpu", "cuda")] == [7, 6]
+
+
+@pytest.mark.skipif(not Path("/proc/meminfo").exists(), reason="free memory is told by Linux alone")
+@pytest.mark.parametrize(("most", "verdict"), [("1000000", "fail"), ("max", "ok")])
+def test_a_container_may_have_less(
+    most: str, verdict: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "memory.max").write_text(f"{most}\n")
+    (tmp_path / "memory.current").write_text("900000\n")
+    monkeypatch.setattr(place, "CONTAINER", tmp_path)
+    assert place.memory(torch.device("cpu"), Need(200_000, 0)).verdict == verdict
 
 
 def test_where_free_memory_is_not_told() -> None:

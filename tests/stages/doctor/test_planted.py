@@ -241,6 +241,18 @@ def with_template(place: Place, template: str, **changes: Any) -> Recipe:
     return place.recipe(model=model, **changes or ONLY_SFT)
 
 
+def refuses_system_turns(place: Place) -> Recipe:
+    """As Gemma's template does."""
+
+    def asked(row: dict[str, Any], _: int) -> dict[str, Any]:
+        turns = [("system", "be brief"), ("user", row["prompt"])]
+        return {"messages": [{"role": role, "content": text} for role, text in turns]}
+
+    refusal = "{% if messages[0].role == 'system' %}{{ raise_exception('no system turns') }}{% endif %}"
+    prompts = place.data("prompts", asked)
+    return with_template(place, refusal + TEMPLATE, ppo__prompts__path=prompts, **ONLY_PPO)
+
+
 def no_generation_prompt(place: Place) -> Recipe:
     return with_template(place, TEMPLATE.partition("{% if add")[0])
 
@@ -520,6 +532,7 @@ PLANTED: dict[Callable[[Place], Recipe], tuple[str, str]] = {
     drops_the_answer: ("model/opens", "fail"),
     drops_what_was_thought: ("chat/template", "fail"),
     ends_no_turn: ("chat/template", "warn"),
+    refuses_system_turns: ("chat/template", "fail"),
     more_than_the_answer: ("chat/mask", "warn"),
     bos_stripped: ("chat/begin", "warn"),
     bos_twice: ("chat/begin", "fail"),

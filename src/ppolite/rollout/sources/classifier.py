@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ppolite.config import ClassifierSource
@@ -153,7 +153,7 @@ class ClassifierScorer:
         config = self.model.config.get_text_config()
         known = [
             self.tokenizer.model_max_length,
-            getattr(config, "max_position_embeddings", None) or NO_LIMIT,
+            (getattr(config, "max_position_embeddings", None) or NO_LIMIT) - _before_the_first(self.model),
         ]
         takes = min(int(min(n, NO_LIMIT)) for n in known)
         if self.config.max_tokens is not None and self.config.max_tokens > takes:
@@ -161,3 +161,10 @@ class ClassifierScorer:
                 f"{self.who}: it takes {takes} tokens; lower its max_tokens ({self.config.max_tokens})"
             )
         return self.config.max_tokens or takes
+
+
+def _before_the_first(model: nn.Module) -> int:
+    """Places of the position table that no token gets: RoBERTa counts from behind the one for padding."""
+    tables = (getattr(module, "position_embeddings", None) for module in model.modules())
+    padding = [table.padding_idx for table in tables if isinstance(table, nn.Embedding)]
+    return 1 + padding[0] if padding and padding[0] is not None else 0

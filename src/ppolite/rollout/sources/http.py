@@ -59,7 +59,13 @@ class HttpScorer:
         headers = {"User-Agent": "ppolite", "Content-Type": "application/json", "Accept-Encoding": "identity"}
         if self.token:
             headers["Authorization"] = f"Bearer {self.token}"
-        self._client = httpx2.Client(headers=headers, timeout=config.timeout, follow_redirects=False)
+        try:
+            self._client = httpx2.Client(headers=headers, timeout=config.timeout, follow_redirects=False)
+        except (ImportError, ValueError) as error:  # it opens all proxies that the environment names
+            raise UserError(
+                f"{self.who}: the proxy of ALL_PROXY, HTTPS_PROXY or HTTP_PROXY cannot be used "
+                f"({type(error).__name__}); for a socks5:// one `pip install 'httpx2[socks]'`, or unset it"
+            ) from None
         weakref.finalize(self, self._client.close)
 
     def score(self, rollouts: Sequence[Rollout]) -> list[float]:
@@ -98,6 +104,8 @@ class HttpScorer:
             status, headers, answer = within(timeout, lambda: self._post(text))
         except (TimeoutError, httpx2.TimeoutException):
             raise _TryAgainError(f"gave no answer within {timeout:.3g} s") from None
+        except UnicodeError:
+            raise UserError(f"{self.who}: no host can have this name; look at `url`") from None
         except httpx2.RequestError as error:
             raise _TryAgainError(
                 f"cannot be reached ({self._shown(str(error) or type(error).__name__)})"

@@ -19,6 +19,7 @@ import inspect
 import json
 import os
 import queue
+import signal
 import sys
 import threading
 import traceback
@@ -83,7 +84,8 @@ def serve(requests: Any, answers: Any) -> None:
     def read() -> None:
         for line in requests:
             lines.put(line)
-        os._exit(0)
+        # The run is gone. The group is this process's own (`process.py`), with what the function has started.
+        os.killpg(0, signal.SIGKILL)
 
     threading.Thread(target=read, daemon=True).start()
     function: Any = None

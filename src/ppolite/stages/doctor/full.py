@@ -28,7 +28,7 @@ from ppolite.stages.doctor import chat, model, place, probe, quick, reward, rows
 from ppolite.stages.doctor.finding import Finding, graded, skipped, worst
 from ppolite.stages.doctor.place import Need, told
 from ppolite.stages.doctor.rows import Source
-from ppolite.stages.opening import after_sft, open_model
+from ppolite.stages.opening import Opened, after_sft, open_model
 from ppolite.stages.plan import plan
 from ppolite.stages.ppo import PPO
 from ppolite.stages.reward import RewardModel
@@ -103,8 +103,16 @@ def of_model(recipe: Recipe, run_dir: Path, sources: list[Source]) -> list[Findi
     ]
     if not sources:
         return found
+    try:
+        return found + _of_texts(recipe, opened, sources)
+    except UserError as error:  # what the template does not take
+        return [*found, Finding("chat/template", "fail", "it refuses a conversation of the data", str(error))]
+
+
+def _of_texts(recipe: Recipe, opened: Opened, sources: list[Source]) -> list[Finding]:
+    """What the model and its tokenizer make of the data."""
     pairs = rows.pairs_of(sources, 8)
-    found += chat.examine(opened, pairs) if pairs else chat.asking(opened, sources[0].train[0])
+    found = chat.examine(opened, pairs) if pairs else chat.asking(opened, sources[0].train[0])
     if recipe.ppo is not None and (ppo := [s for s in sources if s.section == "ppo"]):
         found.append(rows.room(ppo[0], opened, recipe.ppo.max_new_tokens))
     ids = [encode_prompt(opened.tokenizer, prompt) for prompt in rows.prompts_of(sources[-1], 4)]

@@ -18,6 +18,9 @@ from ppolite.stages.doctor.finding import Finding, graded, skipped
 WEIGHT = 4
 """Bytes: trained weights, moments and results are float32."""
 
+CONTAINER = Path("/sys/fs/cgroup")
+"""Where a container says how much memory it may take."""
+
 
 @dataclass(frozen=True)
 class Need:
@@ -25,11 +28,12 @@ class Need:
 
     checkpoint: int
     result: int
+    best: int = 0
+    """Of the checkpoint, the best weights so far, which lie in the CPU's memory."""
 
-    @property
-    def memory(self) -> int:
+    def memory(self, device: torch.device) -> int:
         """Bytes that training adds to what is loaded: as a checkpoint, with gradients in the place of weights."""
-        return self.checkpoint
+        return self.checkpoint - (0 if device.type == "cpu" else self.best)
 
     @classmethod
     def of(cls, model: nn.Module, trained: Iterable[nn.Parameter], best: Iterable[nn.Parameter] = ()) -> Need:
@@ -38,7 +42,7 @@ class Need:
         The result is the whole model, into which adapters (PEFT's `lora_A`, `lora_B`) are merged.
         """
         merged = (weight for name, weight in model.named_parameters() if "lora_" not in name)
-        return cls(3 * _bytes(trained) + _bytes(best), _bytes(merged))
+        return cls(3 * _bytes(trained) + _bytes(best), _bytes(merged), _bytes(best))
 
 
 def _bytes(weights: Iterable[nn.Parameter]) -> int:
@@ -80,15 +84,15 @@ def memory(device: torch.device, need: Need) -> Finding:
     Activations are not counted: they follow the token budget, which gives way where they do not fit (`Fitting`).
     `place/plan` of the full form counts them.
     """
-    name, free = "place/memory", _free_memory(device)
+    name, free, wanted = "place/memory", _free_memory(device), need.memory(device)
     if free is None:
         return skipped(name, f"this system does not say how much memory of {device} is free")
     return graded(
         name,
-        f"{told(free)} free on {device}, {told(need.memory)} of gradients and moments to come, activations apart",
+        f"{told(free)} free on {device}, {told(wanted)} of gradients and moments to come, activations apart",
         "close what else runs there, raise trunk.split, or set train.kind to lora",
-        warn=need.memory > 0.8 * free,
-        fail=need.memory > free,
+        warn=wanted > 0.8 * free,
+        fail=wanted > free,
     )
 
 
@@ -99,7 +103,11 @@ def _free_memory(device: torch.device) -> int | None:
         return torch.cuda.mem_get_info(device)[0] + unused
     table = Path("/proc/meminfo")
     lines = table.read_text(encoding="ascii").splitlines() if device.type == "cpu" and table.exists() else []
-    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")), None)
+    free = next((1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")), None)
+    most, taken = (CONTAINER / name for name in ("memory.max", "memory.current"))
+    if free is None or not most.exists() or not (limit := most.read_text().strip()).isdigit():
+        return free
+    return min(free, max(int(limit) - int(taken.read_text()), 0))
 
 
 def judge(recipe: Recipe) -> Finding:

@@ -87,7 +87,8 @@ def columns(source: Source, prompts: set[str]) -> Finding:
     pairs = [(_prompt(item), answer) for item in source.items for answer in answers(item)]
     swapped = sum(_plain(answer) in prompts for _, answer in pairs) / len(pairs)
     repeating = sum(_plain(answer).startswith(_plain(prompt.last)) for prompt, answer in pairs) / len(pairs)
-    twice = 1 - len({(prompt_key(prompt), answer) for prompt, answer in pairs}) / len(pairs)
+    rows = {(prompt_key(_prompt(item)), tuple(answers(item))) for item in source.items}
+    twice = 1 - len(rows) / len(source.items)
     remedy = (
         "prompts stand where answers should: see data.columns"
         if swapped > 0.1
@@ -97,8 +98,8 @@ def columns(source: Source, prompts: set[str]) -> Finding:
     )
     return graded(
         f"{source.section}/columns",
-        f"of {len(pairs):,} answers {swapped:.1%} are prompts elsewhere, {repeating:.1%} begin with their prompt, "
-        f"{twice:.1%} are there before",
+        f"of {len(pairs):,} answers {swapped:.1%} are prompts elsewhere, {repeating:.1%} begin with their prompt; "
+        f"{twice:.1%} of the rows are there before",
         remedy,
         warn=max(swapped, repeating, twice) > 0.1,
         fail=max(swapped, repeating) > 0.5,
