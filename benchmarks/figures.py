@@ -110,6 +110,8 @@ class Book:
     def keep(self, comparison: str, **result: Any) -> dict[str, Any]:
         """Add a line to the results, unless the code is uncommitted."""
         line = {"bench": self.bench, "comparison": comparison, **result, **self.about}
+        if self.sha and commit() != self.sha:
+            sys.exit(f"{self.bench}: the code was changed while it was measured; nothing is kept")
         if self.sha:
             RESULTS.mkdir(exist_ok=True)
             with (RESULTS / f"{self.bench}.jsonl").open("a", encoding="utf-8") as out:

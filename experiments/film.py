@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -39,11 +40,14 @@ def cell(experiment: str, name: str, overrides: list[str], *, seed: int, dirty: 
     """PPO with the film recipe's settings but `overrides`: settings, the log of its steps, the evaluation."""
     folder = CELLS / experiment / f"{name}-{seed}"
     if (folder / "cell.json").exists():
-        return load(folder / "cell.json")
+        made = load(folder / "cell.json")
+        if made["overrides"] != overrides or (made["commit"] is None and not dirty):
+            sys.exit(f"{folder}: was made with other settings, or by uncommitted code; delete it")
+        return made
     print(f"{experiment}: {name}, seed {seed}", flush=True)
     sha = None if dirty else commit()
     recipe = load_recipe(RECIPE, [f"seed={seed}", *overrides])
-    if not (folder / "policy").exists():
+    if not (folder / "result.json").exists():
         shutil.rmtree(folder, ignore_errors=True)
         for part in ("sft", "reward"):
             shutil.copytree(base(seed) / part, folder / part)

@@ -227,12 +227,19 @@ def _train_all(configs: Mapping[str, Control], jobs: int) -> Iterator[tuple[str,
 
 
 def _read(folder: Path, key: str, config: Control) -> Cell | None:
-    """The kept cell, unless it is missing or was made with other settings. A setting newer than it had its default."""
+    """The kept cell, unless it is missing. A setting newer than it had its default.
+
+    Exits where it has other settings: a short trial would replace what took hours.
+    """
     path = folder / f"{key}.json"
     if not path.exists():
         return None
     cell = load(path)
-    return cell if parse_control(cell["config"], where=str(path)) == config else None
+    if parse_control(cell["config"], where=str(path)) != config:
+        sys.exit(
+            f"{path}: was made with other settings; delete it, or keep these runs elsewhere with --cells"
+        )
+    return cell
 
 
 def _short(number: float | None) -> float | None:

@@ -21,6 +21,7 @@ import json
 import os
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +124,7 @@ def choose(policy: Any, critic: Any, spec: dict[str, Any]) -> Any:
     }
     if kind != "peft":
         inject_adapter_in_model(LoraConfig(**lora), critic)
+        critic.score.requires_grad_(True)  # the injection leaves a gradient to adapters alone
     return get_peft_model(policy, LoraConfig(task_type="CAUSAL_LM", **lora))
 
 
@@ -160,6 +162,7 @@ def trainer(spec: dict[str, Any], rounds: list[list[dict[str, Any]]], laps: Laps
         lam=ppo["lam"],
         cliprange=ppo["clip"] or 0.2,
         cliprange_value=ppo["value_clip"] or 1e9,
+        vf_coef=1.0,  # as here, where the critic's loss has its own optimizer
         gradient_checkpointing=False,  # this trainer leaves it to the model's owner
         bf16=spec["autocast"],
         use_cpu=not torch.cuda.is_available(),
@@ -168,6 +171,8 @@ def trainer(spec: dict[str, Any], rounds: list[list[dict[str, Any]]], laps: Laps
         disable_tqdm=True,
         logging_steps=1,
     )
+    if spec["autocast"]:  # this trainer's Accelerator does not look at `bf16`
+        os.environ["ACCELERATE_MIXED_PRECISION"] = "bf16"
     made = PPOTrainer(
         args=config,
         processing_class=tokenizer,
@@ -180,6 +185,7 @@ def trainer(spec: dict[str, Any], rounds: list[list[dict[str, Any]]], laps: Laps
         callbacks=[laps],
         optimizers=optimizers(policy, critic, ppo, len(rounds)),
     )
+    assert made.accelerator.mixed_precision == ("bf16" if spec["autocast"] else "no")
     # As given, since the trainer shuffles.
     loader = DataLoader(made.train_dataset, batch_size=size, collate_fn=made.data_collator)
     made.dataloader = made.accelerator.prepare(loader)
@@ -187,7 +193,7 @@ def trainer(spec: dict[str, Any], rounds: list[list[dict[str, Any]]], laps: Laps
 
 
 def optimizers(policy: nn.Module, critic: nn.Module, ppo: dict[str, Any], rounds: int) -> Any:
-    """ppolite's AdamW; both learning rates fall by one rule, as TRL has one scheduler: the policy's."""
+    """ppolite's AdamW, each learning rate with its own schedule."""
     groups = [
         {"params": [p for p in part.parameters() if p.requires_grad], "lr": ppo[key]["lr"]}
         for part, key in ((policy, "optim"), (critic, "critic"))
@@ -196,8 +202,13 @@ def optimizers(policy: nn.Module, critic: nn.Module, ppo: dict[str, Any], rounds
     adam = torch.optim.AdamW(
         groups, betas=(0.9, optim["beta2"]), eps=optim["adam_eps"], weight_decay=0.0, fused=True
     )
-    falls = optim["schedule"] == "linear"
-    return adam, torch.optim.lr_scheduler.LambdaLR(adam, lambda done: 1 - done / rounds if falls else 1.0)
+
+    def rate(schedule: str) -> Callable[[int], float]:
+        assert schedule in ("linear", "constant")
+        return (lambda done: 1 - done / rounds) if schedule == "linear" else (lambda _: 1.0)
+
+    rates = [rate(ppo[key]["schedule"]) for key in ("optim", "critic")]
+    return adam, torch.optim.lr_scheduler.LambdaLR(adam, rates)
 
 
 def main() -> None:
@@ -208,7 +219,11 @@ def main() -> None:
     made = trainer(spec, rounds, laps)
     clock = laps.clock = Clock(spec, lambda folder: made.policy_model.save_pretrained(folder))
     setup = time.perf_counter() - started
-    with contextlib.suppress(Enough):
+    # Generation and scoring too, which the trainer runs outside of its Accelerator's own.
+    half = torch.autocast(
+        "cuda" if torch.cuda.is_available() else "cpu", torch.bfloat16, enabled=spec["autocast"]
+    )
+    with contextlib.suppress(Enough), half:
         made.train()
     report("trl", "transformers", "peft", setup_s=setup, **clock.figures())
 

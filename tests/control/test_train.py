@@ -84,9 +84,11 @@ def test_lines_of_metrics(tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*The reward is a NaN value:UserWarning")
-def test_a_broken_gradient_is_said(tmp_path: Path) -> None:
-    config = parse_control(
-        {"env": "tiny/Wild-v0", "envs": {"options": {"reward": float("nan")}}, "rollout": 8}
-    )
+@pytest.mark.parametrize(
+    "algorithm", [{"algorithm": "ppo-clip"}, {"algorithm": "ppo-kl", "kl_target": 0.01}], ids=str
+)
+def test_a_broken_gradient_is_said(algorithm: dict[str, Any], tmp_path: Path) -> None:
+    wild = {"env": "tiny/Wild-v0", "envs": {"options": {"reward": float("nan")}}, "rollout": 8}
+    config = parse_control(wild | algorithm)
     with pytest.raises(UserError, match=r"the gradient became nan; lower optim\.lr"):
         train(config, tmp_path)

@@ -28,8 +28,16 @@ log = logging.getLogger("ppolite")
 AT_ONCE = 10
 """Environments of an evaluation."""
 MOST_STEPS = 100_000
-DRAWING_ERRORS = (UserError, gym.error.Error, ImportError, RuntimeError, OSError, AttributeError)
-"""What rendering was seen to raise without a display or without OpenGL."""
+DRAWING_ERRORS = (
+    UserError,
+    gym.error.Error,
+    ImportError,
+    RuntimeError,
+    OSError,
+    AttributeError,
+    AssertionError,
+)
+"""What rendering was seen to raise without a display, without OpenGL, or by a task that cannot be drawn."""
 GIF_FPS, GIF_WIDTH, GIF_COLOURS = 25, 300, 64
 
 

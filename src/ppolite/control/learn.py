@@ -8,6 +8,8 @@ Axes: M rows of a batch, P parameters of a distribution.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 from torch.optim.adam import adam
@@ -59,7 +61,9 @@ class Learner:
             losses = {"policy/loss": loss.detach(), "value/loss": critic_loss.detach()}
             updates.append(named | losses | {"policy/grad_norm": norm})
         if self.penalty is not None:  # the paper's rule looks at what the finished round has done
-            self.penalty.update(self.kl(batch))
+            kl = self.kl(batch)
+            if math.isfinite(kl):  # else the gradient's norm tells what has happened
+                self.penalty.update(kl)
             self.beta = self.penalty.beta
         return updates
 
