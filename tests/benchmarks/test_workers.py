@@ -120,9 +120,9 @@ def test_other_answers_than_the_models_are_noticed() -> None:
 def test_a_score_that_was_not_reached_is_said() -> None:
     sides = [Side("ppolite", "film", ()), Side("TRL", "full", ())]
     there, not_there = {"reached": True}, {"reached": False}
+    missed = "TRL did not reach +1.5 in 1 of 2 runs, whose seconds are those of all rounds"
     assert notes(sides, [[there, there], [there, not_there]], 1.5) == [
-        "TRL did not reach +1.5 in 1 of 2 runs, whose seconds are those of all rounds, so that a ratio is at least "
-        "what stands here"
+        f"{missed}, so that a ratio is at least what stands here"
     ]
     assert notes(sides, [[not_there], [there]], 1.5) == [
         "ppolite did not reach +1.5 in 1 of 1 runs, whose seconds are those of all rounds"
