@@ -70,7 +70,7 @@ def test_three_stages_and_two_steps_of_ppo(run: Path, capsys: pytest.CaptureFixt
 def test_exported_policy_is_the_same_in_plain_transformers(run: Path) -> None:
     recipe = load_recipe(run / "recipe.yaml", ["dtype=float32"])
     assert recipe.ppo is not None
-    _, roles = finished(recipe, run)
+    roles = finished(recipe, run).roles
     tokenizer = AutoTokenizer.from_pretrained(run / "policy")
     model = AutoModelForCausalLM.from_pretrained(run / "policy", dtype=torch.float32)
     prompt = tokenizer.apply_chat_template(
