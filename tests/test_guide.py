@@ -140,7 +140,8 @@ def check_command(words: list[str]) -> None:
                 load_recipe("film" if source.startswith("runs/") else source, sets)
         case ["python", "-m", module, *options]:
             script = ROOT / f"{module.replace('.', '/')}.py"
-            known = script.read_text(encoding="utf-8") + (ROOT / "experiments" / "result.py").read_text()
+            shared = (ROOT / "experiments" / f"{name}.py" for name in ("result", "training"))
+            known = "".join(path.read_text(encoding="utf-8") for path in (script, *shared))
             assert all(f'"{option}"' in known for option in options if option.startswith("--")), words
         case ["make", target]:
             assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
