@@ -314,6 +314,19 @@ def test_sample_takes_the_newest_policy_of_a_run(copied: Path, ppolite: Run, tmp
 
 
 # peft 0.19 asks transformers 5.17 for a property that it renamed.
+def test_sample_takes_the_last_round_that_has_a_policy(
+    copied: Path, ppolite: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("round-2", "round-10", "round-11"):
+        (copied / name).mkdir()
+    for name in ("round-10", "round-2"):  # the newest file is not of the last round
+        shutil.copytree(copied / "policy", copied / name / "policy")
+    asked: list[str | None] = []
+    monkeypatch.setattr("ppolite.stages.sample.sample", lambda *_, model, **__: asked.append(model) or 0)
+    assert ppolite("sample", copied, "--to", tmp_path / "x.jsonl")[0] == 0
+    assert asked == [str(copied / "round-10" / "policy")]
+
+
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 def test_ppo_adapter(world: World, finished_run: Path, ppolite: Run, tmp_path: Path) -> None:
     from peft import PeftModel

@@ -43,19 +43,19 @@ def sample(
     source = Data(path=data, held_out=0) if data else config.prompts if config else None
     if source is None:
         raise UserError(f"{recipe}: no `ppo.prompts` to take prompts from; name a file with --data")
-    results = [place.run_dir / name for name in ("policy", "sft")]
-    results[:0] = sorted(place.run_dir.glob("round-*/policy"), key=lambda path: path.stat().st_mtime)[-1:]
-    newest = [str(folder) for folder in results if folder.exists()]
-    if model is None and newest and Path(recipe).is_dir():
-        model = newest[0]
     sampling = config.sampling if config else Sampling(max_new_tokens=128)
     given = {"max_new_tokens": max_new_tokens, "temperature": temperature}
     sampling = replace(sampling, **{name: value for name, value in given.items() if value is not None})
     if min(prompts, n, sampling.max_new_tokens) < 1 or sampling.temperature <= 0:
         raise UserError("--prompts, --n, --max-new-tokens and --temperature must be above 0")
 
+    from ppolite.stages.opening import round_folders
     from ppolite.stages.sample import sample as draw
 
+    if model is None and Path(recipe).is_dir():
+        rounds = [folder / "policy" for folder in reversed(round_folders(place.run_dir))]
+        results = (*rounds, place.run_dir / "policy", place.run_dir / "sft")
+        model = next((str(folder) for folder in results if folder.exists()), None)
     rows = draw(place.recipe, source, sampling, model=model, count=prompts, n=n, target=to)
     print(f"{rows} candidates in {to}; rate them with `ppolite score {to}`")
 

@@ -73,9 +73,9 @@ class Row:
         return tuple(_message(turn, name) for turn in self.list(name))
 
     def prompt(self, plain: bool) -> Prompt:
-        value = _conversation(self.get("prompt"))
-        if isinstance(value, list):
-            return asking(tuple(_message(turn, "prompt") for turn in value), self.where, "prompt")
+        value = self.get("prompt")
+        if isinstance(_conversation(value), list):
+            return asking(self.messages("prompt"), self.where, "prompt")
         return _text_prompt(_text(value, "prompt"), self.where, plain)
 
     def answer(self, name: str, prompt: Prompt) -> str:
