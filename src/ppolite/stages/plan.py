@@ -36,6 +36,7 @@ from ppolite.config import Data, Recipe, parse_recipe, put, read_override
 from ppolite.data.chat import encode_example, encode_prompt, prepare_tokenizer
 from ppolite.models.load import compute_dtype, load_config, load_tokenizer, pick_device
 from ppolite.ops.packing import common_prefix
+from ppolite.stages.doctor.place import container_limit
 from ppolite.stages.needs import Job, Rows, Stage, stages
 from ppolite.stages.opening import resolve
 from ppolite.stages.reward import ITEMS, responses_of
@@ -111,10 +112,7 @@ def _machine(device: torch.device, gpu: int | None) -> tuple[str, int]:
         about = torch.cuda.get_device_properties(device)
         return about.name, about.total_memory
     has = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    group = Path("/sys/fs/cgroup/memory.max")
-    if group.exists() and (limit := group.read_text().strip()).isdigit():
-        has = min(has, int(limit))
-    return "this machine", has
+    return "this machine", min(has, container_limit() or has)
 
 
 def resident() -> int:

@@ -104,10 +104,17 @@ def _free_memory(device: torch.device) -> int | None:
     table = Path("/proc/meminfo")
     lines = table.read_text(encoding="ascii").splitlines() if device.type == "cpu" and table.exists() else []
     free = next((1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")), None)
-    most, taken = (CONTAINER / name for name in ("memory.max", "memory.current"))
-    if free is None or not most.exists() or not (limit := most.read_text().strip()).isdigit():
+    limit = container_limit()
+    if free is None or limit is None:
         return free
-    return min(free, max(int(limit) - int(taken.read_text()), 0))
+    return min(free, max(limit - int((CONTAINER / "memory.current").read_text()), 0))
+
+
+def container_limit() -> int | None:
+    """Bytes that the container may take; None where there is none, or no limit."""
+    path = CONTAINER / "memory.max"
+    said = path.read_text().strip() if path.exists() else ""
+    return int(said) if said.isdigit() else None
 
 
 def judge(recipe: Recipe) -> Finding:
