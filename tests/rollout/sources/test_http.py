@@ -142,7 +142,7 @@ def test_the_token_comes_from_the_environment(
         b'{"scores": [1, NaN]}',
         {"scores": "11"},
         hang_up,
-        (200, gzip.compress(b'{"scores": [1, 1]}'), {"Content-Encoding": "gzip"}),
+        (200, gzip.compress(b'{"scores": [1, 1]}', mtime=0), {"Content-Encoding": "gzip"}),
     ],
     ids=lambda trouble: getattr(trouble, "__name__", None) or str(trouble)[:30],
 )
