@@ -23,7 +23,7 @@ def main() -> None:
             rows = [tuple(row) for row in batch]
         else:
             rows = [Row(Prompt(), tuple((p, r) for p, r in row), 0.0) for row in batch]
-        updates.done(stage.learn(rows)["loss/train"])
+        updates.done(stage.update(rows, stage.gradients(rows))["loss/train"])
     updates.report("transformers", "peft")
 
 

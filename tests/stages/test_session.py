@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from tests.stages.kit import Wants, goods, outcome, weights
 from tests.world import World
 
+from ppolite.models.export import save_policy
 from ppolite.obs.sinks import read_metrics
 from ppolite.stages.checkpoint import Checkpoints
 from ppolite.stages.learner import Fitting
@@ -68,15 +69,17 @@ def linked(finished_run: Path, folder: Path) -> Path:
 
 # ---- to the bit --------------------------------------------------------------------------------------------
 
+DRAWS_ANEW = {
+    "ppo__behaviour": "sft", "ppo__sft_samples": 16, "ppo__ess_floor": 0.97, "ppo__on_low_ess": "draw",
+    "ppo__optim__lr": 1e-2,
+}  # fmt: skip
+
 VARIANTS: dict[str, dict[str, Any]] = {
     "clip": {"ppo__optim__schedule": "linear"},
     "adaptive": {"ppo__objective": "kl", "ppo__kl__target": 1.0, "ppo__kl__horizon": 50.0},
     "stale": {"ppo__behaviour": "stale", "ppo__stale_steps": 2, "ppo__objective": "is"},
     "sft": {"ppo__behaviour": "sft", "ppo__sft_samples": 32, "ppo__ess_floor": 0.0},
-    "renewed": {
-        "ppo__behaviour": "sft", "ppo__sft_samples": 16, "ppo__ess_floor": 0.97, "ppo__on_low_ess": "draw",
-        "ppo__optim__lr": 1e-2,
-    },
+    "renewed": DRAWS_ANEW,
     "lora": {"train__kind": "lora", "ppo__samples_per_prompt": 4},
     "full": {"train__kind": "full", "trunk__split": 0},
     "one body": {"ppo__critic_body": "policy"},
@@ -269,43 +272,109 @@ def test_a_second_signal_stops_at_once(world: World, finished_run: Path, tmp_pat
 RARELY = {**STEPS, "checkpoint__every": 100}
 
 
+@pytest.mark.parametrize(("changes", "at"), [({}, 3), (DRAWS_ANEW, 2)], ids=["fresh", "drawing anew"])
 def test_a_second_signal_while_collecting_loses_that_step_alone(
-    world: World, finished_run: Path, tmp_path: Path
+    changes: dict[str, Any], at: int, world: World, finished_run: Path, tmp_path: Path
 ) -> None:
     whole, parts = (linked(finished_run, tmp_path / name) for name in ("whole", "parts"))
-    recipe = world.recipe(**RARELY)
+    recipe = world.recipe(**RARELY | changes)
     PPO(recipe, whole, scorer=Wants(goods)).run()
-    with pytest.raises(Interrupted, match="stopped at once"):
-        PPO(recipe, parts, scorer=sends(signal.SIGINT, 3, 2)).run()
-    assert Checkpoints(parts, "ppo", recipe.checkpoint).steps() == [2]
+    with pytest.raises(Interrupted, match=r"^stopped at once; `ppolite run .*parts` goes on$"):
+        PPO(recipe, parts, scorer=sends(signal.SIGINT, at, 2)).run()
+    done = read_metrics(parts)[-1]["step"]
+    assert Checkpoints(parts, "ppo", recipe.checkpoint).steps() == [done]
     PPO(recipe, parts, scorer=Wants(goods)).run()
     assert outcome(parts) == outcome(whole)
+    if changes:
+        assert "ess/worn" in read_metrics(whole)[done + 1]
 
 
-def test_a_signal_while_collecting_and_one_amid_the_updates_lose_that_step_alone(
-    world: World, finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("amid_updates", "step"), [(1, 3), (2, 3), (3, 0)])
+def test_signals_amid_the_updates(
+    amid_updates: int,
+    step: int,
+    world: World,
+    finished_run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
+    """What they have changed cannot be undone: two let the step be finished, the third costs what it must."""
     whole, parts = (linked(finished_run, tmp_path / name) for name in ("whole", "parts"))
     recipe = world.recipe(**RARELY)
     PPO(recipe, whole, scorer=Wants(goods)).run()
-    stopped = PPO(recipe, parts, scorer=sends(signal.SIGINT, 3, 1))
+    stopped = PPO(recipe, parts, scorer=Wants(goods))
     update, asked = stopped.updates.update, 0
 
-    def signalled_after_one(*args: Any) -> Any:
+    def signalled_after_it(*args: Any) -> Any:
         nonlocal asked
-        asked += 1
         row = update(*args)
-        if stopped.steps_done == 2:
-            os.kill(os.getpid(), signal.SIGINT)
+        asked += stopped.steps_done == 2
+        if asked == 1:
+            for _ in range(amid_updates):
+                os.kill(os.getpid(), signal.SIGINT)
         return row
 
-    monkeypatch.setattr(stopped.updates, "update", signalled_after_one)
-    with pytest.raises(Interrupted, match="stopped at once"):
+    monkeypatch.setattr(stopped.updates, "update", signalled_after_it)
+    says = "interrupted after ppo step 3 of 4" if step else "stopped at once"
+    with pytest.raises(Interrupted, match=says):
         stopped.run()
-    assert asked == 2 * stopped.config.epochs * stopped.config.minibatches + 1
-    assert Checkpoints(parts, "ppo", recipe.checkpoint).steps() == [2]
+    assert Checkpoints(parts, "ppo", recipe.checkpoint).steps() == [step] * bool(step)
+    said = capfd.readouterr().err
+    assert "finishing this step, then writing a checkpoint\n" in said
+    assert ("once more stops, and loses all since the last checkpoint" in said) == (amid_updates > 1)
     PPO(recipe, parts, scorer=Wants(goods)).run()
     assert outcome(parts) == outcome(whole)
+
+
+@pytest.mark.parametrize("stage", ["sft", "reward"])
+def test_a_second_signal_before_the_update_of_sft_or_reward_model_loses_that_step_alone(
+    stage: str, world: World, finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = world.recipe(checkpoint__every=100)
+    whole, parts = (linked(finished_run, tmp_path / name) for name in ("whole", "parts"))
+    kind = {"sft": SFT, "reward": RewardModel}[stage]
+    for folder in (whole, parts):
+        (folder / stage).unlink()
+    kind(recipe, whole).run()
+    stopped = kind(recipe, parts)
+    loss, asked = stopped.loss, 0
+
+    def signalled_after_it(*args: Any, **options: Any) -> float:
+        nonlocal asked
+        asked += options.get("backward", True)
+        value = loss(*args, **options)
+        if asked == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGTERM)
+        return value
+
+    monkeypatch.setattr(stopped, "loss", signalled_after_it)
+    with pytest.raises(Interrupted, match="stopped at once"):
+        stopped.run()
+    assert Checkpoints(parts, stage, recipe.checkpoint).steps() == [2]
+    kind(recipe, parts).run()
+    name = Path(stage, "model.safetensors")
+    assert (parts / name).read_bytes() == (whole / name).read_bytes()
+    rows, others = ([{**row, "time": 0} for row in read_metrics(folder)] for folder in (whole, parts))
+    assert rows == others
+
+
+def test_a_signal_while_a_result_is_written_is_not_forgotten(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The stage is finished, and the next one does not begin."""
+    sft = SFT(world.recipe(), tmp_path)
+
+    def signalled(*args: Any) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        save_policy(*args)
+
+    monkeypatch.setattr("ppolite.stages.sft.save_policy", signalled)
+    with pytest.raises(Interrupted, match="interrupted at the end of sft"):
+        sft.run()
+    assert (tmp_path / "sft" / "model.safetensors").is_file()
+    assert not (tmp_path / "checkpoints").exists()
 
 
 def test_the_command_says_how_to_go_on(world: World, tmp_path: Path) -> None:
@@ -319,7 +388,7 @@ def test_the_command_says_how_to_go_on(world: World, tmp_path: Path) -> None:
                 break
         said = process.stderr.read()
     assert process.returncode == 128 + signal.SIGTERM
-    assert "finishing this step, then writing a checkpoint; once more stops at once" in said
+    assert "\nfinishing this step, then writing a checkpoint" in said
     assert "goes on from there\n" in said
     assert "Traceback" not in said
     step = int(said.rpartition("interrupted after sft step ")[2].split()[0])

@@ -244,16 +244,15 @@ class PPO:
                 started, self.rounds.seconds = time.perf_counter(), 0.0
                 with session.untouched():
                     experience, seqs = self.prepare(*self.next_round())
-                worn = self.worn(experience, step)
+                    worn = self.worn(experience, step)
+                    if worn and self.config.on_low_ess == "draw":
+                        self.rounds.renew()
+                        experience, seqs = self.prepare(*self.next_round())
                 if worn and self.config.on_low_ess != "draw":
                     end = {"stopped": True, "samples/drawn": self.rounds.drawn}
                     session.log(experience.diagnostics | worn | end | self.evaluate())
                     stopped = {"stopped_at": step}
                     break
-                if worn:
-                    self.rounds.renew()
-                    with session.untouched():
-                        experience, seqs = self.prepare(*self.next_round())
                 row = self.learn(experience, seqs) | worn
                 row |= {"time/generate_s": self.rounds.seconds, "time/step_s": time.perf_counter() - started}
                 if step % self.config.eval_every == 0 or step == session.total:

@@ -218,10 +218,13 @@ class RewardModel:
             total += float(loss.detach())
         return total
 
-    def learn(self, rows: Sequence[Row]) -> dict[str, float]:
-        """One update, skipped and counted where loss or gradient is not finite."""
+    def gradients(self, rows: Sequence[Row]) -> float:
+        """Those of one update. Returns its loss."""
+        return self.fitting.run(lambda: self.loss(rows), self.learner.clear)
+
+    def update(self, rows: Sequence[Row], loss: float) -> dict[str, float]:
+        """Apply the gradients of these rows, or skip and count them where they or the loss are not finite."""
         row = {"lr": self.learner.lr}
-        loss = self.fitting.run(lambda: self.loss(rows), self.learner.clear)
         norms = step_together(self.learner, sound=math.isfinite(loss))
         if norms is None:
             self.skips.add("the loss or its gradient was not finite", [self.text(row) for row in rows])
@@ -287,7 +290,9 @@ class RewardModel:
         before_fit("reward", self)
         with Session("reward", self, self.learner.total, allow_changes=allow_changes) as session:
             for step, rows in zip(session, islice(self.stream(), session.step, None), strict=True):
-                row = self.learn(rows)
+                with session.untouched():
+                    loss = self.gradients(rows)
+                row = self.update(rows, loss)
                 if step == session.total:
                     self._fit_mean()
                     self.found = self.agreement()

@@ -2,7 +2,9 @@
 
     with Session("sft", trainer, total) as session:
         for step in session:
-            session.log(trainer.learn(...))
+            with session.untouched():
+                loss = trainer.gradients(...)
+            session.log(trainer.update(..., loss))
         trainer.save()
 
 Entered, it puts the trainer into the state of the last checkpoint, if an earlier process left one. Between two steps
@@ -23,7 +25,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 from ppolite.config import Recipe, changed_keys, save_recipe
 from ppolite.dist import single
@@ -76,7 +78,7 @@ class Session:
                 MetricsLog(self.run_dir, self.stage, after=-1 if self.begun_anew else self.step)
             )
             self._tick = stack.enter_context(progress(self.stage, total=self.total, start=self.step))
-            self._signals = stack.enter_context(_Signals())
+            self._signals = stack.enter_context(_Signals(f"`ppolite run {self.run_dir}` goes on"))
             self._stack = stack.pop_all()
         return self
 
@@ -84,11 +86,16 @@ class Session:
         self._stack.__exit__(kind, *error)
         if kind is None:
             self.checkpoints.finish()
+            if self._signals.caught:
+                raise Interrupted(
+                    f"interrupted at the end of {self.stage}; {self._how_on()}", self._signals.caught
+                )
         elif issubclass(kind, Exception) and (steps := self.checkpoints.steps()):
             log.warning("the last checkpoint is of %s; %s", self._where(steps[-1]), self._how_on())
 
     def __iter__(self) -> Iterator[int]:
         """The steps to do, counted from 1."""
+        self._signals.wait = True
         while self.step < self.total:
             self.step += 1
             yield self.step
@@ -117,18 +124,20 @@ class Session:
     def untouched(self) -> Iterator[None]:
         """For what comes before a step's first update: where it fails or is stopped, the state until then is kept.
 
-        So it is where a signal waits at its end: whoever sends a second one during the updates loses no other step.
+        So a second signal may stop at once here, and nowhere else in the loop.
         """
         before = _whole_state(self.trainer, self.returns)
         try:
-            yield
+            with self._signals.at_once():
+                yield
+        except Interrupted:
+            if self.step - 1 not in self.checkpoints.steps():
+                self.metrics.sync()
+                self.checkpoints.save(self.step - 1, before)
+            raise
         except Exception:
             self.save(self.step - 1)
             raise
-        finally:
-            if self._signals.caught and self.step - 1 not in self.checkpoints.steps():
-                self.metrics.sync()
-                self.checkpoints.save(self.step - 1, before)
 
     def _go_back(self) -> None:
         path = self.run_dir / "faults" / f"{self.stage}-step-{self.step:05d}.json"
@@ -217,10 +226,14 @@ def _check_unchanged(stage: str, trainer: Trainer, state: State, folder: Path) -
 
 
 class _Signals:
-    """The first SIGINT or SIGTERM waits for the end of the step, the second one does not."""
+    """SIGINT and SIGTERM. The first one waits for the end of the step; so does the second one, where half a step could
+    not be undone; the third one waits for nothing."""
 
-    def __init__(self) -> None:
-        self.caught = 0
+    def __init__(self, how_on: str) -> None:
+        self.how_on = how_on
+        self.caught = self.count = 0
+        self.wait = False
+        """Whether what has been done since the last checkpoint would be lost."""
 
     def __enter__(self) -> _Signals:
         here = threading.current_thread() is threading.main_thread()  # Python lets no other thread listen
@@ -234,9 +247,28 @@ class _Signals:
         for number, before in self._before.items():
             signal.signal(number, before)
 
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """In here, the second one stops the process."""
+        self.wait = False
+        try:
+            if self.count > 1:
+                self._stop(self.caught)
+            yield
+        finally:
+            self.wait = True
+
     def _catch(self, number: int, frame: object) -> None:
-        if self.caught:
-            raise Interrupted("stopped at once; the last checkpoint is kept", number)
-        self.caught = number
-        # Not by print: the signal may have come amid one.
-        os.write(2, b"\nfinishing this step, then writing a checkpoint; once more stops at once\n")
+        self.count += 1
+        self.caught = self.caught or number
+        if self.count > 2 or (self.count == 2 and not self.wait):
+            self._stop(number)
+        said = "finishing this step, then writing a checkpoint"
+        if self.count == 2:
+            said = "its updates have begun, so it is finished; once more stops, and loses all since the last checkpoint"
+        elif not self.wait:
+            said += "; once more stops at once, without this step"
+        os.write(2, f"\n{said}\n".encode())  # not by print: the signal may have come amid one
+
+    def _stop(self, number: int) -> NoReturn:
+        raise Interrupted(f"stopped at once; {self.how_on}", number)

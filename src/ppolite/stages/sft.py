@@ -119,7 +119,9 @@ class SFT:
                 session.metrics.log(0, {"loss/heldout": self.before})
             stream = islice(self.stream(), session.step, None)
             for step, rows in zip(session, stream, strict=True):
-                row = self.learn(rows)
+                with session.untouched():
+                    loss = self.gradients(rows)
+                row = self.update(rows, loss)
                 if step % config.look_every == 0 or step == session.total:
                     row["loss/heldout"] = self.after = self.held_out_loss()
                 held_out = "" if self.after is None else f", held out {self.after:.3f}"
@@ -136,10 +138,13 @@ class SFT:
         )
         return batches(self.train, size, epochs, seed, length=lambda row: len(row[0]) + len(row[1]))
 
-    def learn(self, rows: Sequence[Encoded]) -> dict[str, float | None]:
-        """One update, skipped and counted where loss or gradient is not finite."""
+    def gradients(self, rows: Sequence[Encoded]) -> float:
+        """Those of one update. Returns its loss."""
+        return self.fitting.run(lambda: self.loss(rows, backward=True), self.learner.clear)
+
+    def update(self, rows: Sequence[Encoded], loss: float) -> dict[str, float | None]:
+        """Apply the gradients of these rows, or skip and count them where they or the loss are not finite."""
         row: dict[str, float | None] = {"lr": self.learner.lr}
-        loss = self.fitting.run(lambda: self.loss(rows, backward=True), self.learner.clear)
         norms = step_together(self.learner, sound=math.isfinite(loss))
         if norms is None:
             self.skips.add("the loss or its gradient was not finite", [self.text(pair) for pair in rows])
