@@ -53,6 +53,20 @@ def test_and_so_is_that_of_control(name: str, algorithm: str, shown: Shown, tmp_
         assert load_control(str(tmp_path / "r.yaml")) == load_control(name, algorithm=algorithm)
 
 
+def test_without_a_name_it_lists_what_is_shipped(shown: Shown, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = shown().splitlines()
+    assert [line.split()[2] for line in lines] == [*shipped(), *shipped_control()]
+    said = {line.split()[2]: line for line in lines}
+    assert said["film"].startswith("ppolite run film ")
+    assert said["film_iterate"].startswith("ppolite iterate film_iterate ")
+    assert said["pendulum"].startswith("ppolite control pendulum ")
+    assert said["zh_pairs"].endswith(
+        " A reward model from 500 Chinese pairs of answers to ShareGPT conversations."
+    )
+    assert main(["recipe", "--explain"]) == 2
+    assert "which recipe?" in capsys.readouterr().err
+
+
 def test_names_files_folders_and_environments(shown: Shown, tmp_path: Path) -> None:
     for recipe, name in ((load_recipe("film"), "film"), (load_control("cartpole"), "cartpole")):
         save_recipe(recipe, tmp_path / "recipe.yaml")

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from dataclasses import asdict
+from itertools import takewhile
 from pathlib import Path
+from typing import Annotated
+
+import tyro
 
 from ppolite.cli.place import (
     Json_,
@@ -18,20 +23,49 @@ from ppolite.cli.place import (
     recipe_of,
     show_table,
 )
-from ppolite.config import Recipe, explained, load_recipe, read_tree, recipe_origins, recipe_text, shipped
-from ppolite.control.config import Control, control_origins, control_recipe, is_control_run, load_control
+from ppolite.config import (
+    Recipe,
+    explained,
+    load_recipe,
+    read_tree,
+    recipe_origins,
+    recipe_path,
+    recipe_text,
+    shipped,
+)
+from ppolite.control.config import (
+    Control,
+    control_origins,
+    control_recipe,
+    is_control_run,
+    load_control,
+    shipped_control,
+)
+from ppolite.types import UserError
 
 log = logging.getLogger("ppolite")
 
 
-def recipe_(recipe: Recipe_, *, explain: bool = False, set: Set_ = ()) -> None:  # noqa: A002
+def recipe_(
+    recipe: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="RECIPE|RUN")] = None,
+    *,
+    explain: bool = False,
+    set: Set_ = (),  # noqa: A002
+) -> None:
     """Print the resolved recipe as YAML, every key with its value; it is a recipe again.
+
+    Without a name, list those that are shipped.
 
     Args:
         recipe: A recipe (YAML) of language or control, the name of a shipped one (film, cartpole), or a run folder.
         explain: Also print what each key means, its default, and where its value comes from.
         set: Change a key of the recipe, for instance --set ppo.steps=20. May be repeated.
     """
+    if recipe is None:
+        if explain or set:
+            raise UserError("which recipe? Name one, for instance `ppolite recipe film --explain`")
+        _list_shipped()
+        return
     path = Path(recipe)
     if path.is_dir():
         check_run(path)
@@ -52,6 +86,17 @@ def recipe_(recipe: Recipe_, *, explain: bool = False, set: Set_ = ()) -> None: 
     console = Console(highlight=False)
     view = recipe_view(explained(resolved, origins, default), min(console.width, 120))
     console.print(view, soft_wrap=True, end="")
+
+
+def _list_shipped() -> None:
+    """How each shipped recipe is run, and the first sentence of its comment."""
+    control = shipped_control()
+    for name, path in ({name: recipe_path(name) for name in shipped()} | control).items():
+        tree = read_tree(path, [])
+        command = "control" if name in control else "iterate" if "iterate" in tree else "run"
+        comment = takewhile(lambda line: line.startswith("#"), path.read_text("utf-8").splitlines())
+        about = " ".join(line.removeprefix("#").strip() for line in comment)
+        print(f"{f'ppolite {command} {name}':29} {re.split(r'(?<=[.?]) ', about)[0]}")
 
 
 def _is_control(path: Path) -> bool:
