@@ -136,9 +136,9 @@ def _nearest(folder: Path) -> Path:
 
 
 def told(count: float) -> str:
-    """Bytes with a unit."""
-    for unit in ("B", "KB", "MB"):
-        if count < 1000:
+    """Bytes with a unit, in powers of 1024 as `ppolite plan` counts."""
+    for unit in ("B", "KiB", "MiB"):
+        if count < 1024:
             return f"{count:.0f} {unit}"
-        count /= 1000
-    return f"{count:.1f} GB"
+        count /= 1024
+    return f"{count:.1f} GiB"
