@@ -72,12 +72,15 @@ def test_a_file_where_the_folder_should_be(tmp_path: Path) -> None:
     ],
 )
 def test_room_for_results_and_checkpoints(size: str, on_error: str, verdict: str, mounted: Mount) -> None:
-    """100 kB of results; three checkpoints of 60 kB, two that stay and one that is being written."""
+    """100 KiB of results; three checkpoints of 60 KiB, two that stay and one that is being written."""
     folder = mounted(f"size={size}")
-    need = [Need(checkpoint=60_000, result=60_000), Need(checkpoint=10_000, result=40_000)]
+    need = [
+        Need(checkpoint=60 * 1024, result=60 * 1024),
+        Need(checkpoint=10 * 1024, result=40 * 1024),
+    ]
     found = place.disk(folder / "mine", Checkpoint.model_validate({"on_error": on_error}), need)
     assert found.verdict == verdict
-    assert found.figure.endswith("free, 100 KB of results and up to 180 KB of checkpoints to come")
+    assert found.figure.endswith("free, 100 KiB of results and up to 180 KiB of checkpoints to come")
 
 
 def folder_bytes(folder: Path) -> int:
