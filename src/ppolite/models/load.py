@@ -104,7 +104,8 @@ def _about_pickle(path: Path, kind: str) -> str:
             json.dumps(str(p), ensure_ascii=False) for p in (path, path.with_name("model.safetensors"))
         )
         code = (
-            f'import torch; from safetensors.torch import save_file as s; t = torch.load({here}, "cpu"); '
+            "import torch; from safetensors.torch import save_file as s; "
+            f't = torch.load({here}, "cpu", weights_only=True); '
             f"s({{k: v.clone() for k, v in t.items()}}, {target})"
         )
     return (
