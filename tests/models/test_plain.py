@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+from unittest import mock
+
 import pytest
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from tests import tiny
-from torch import nn
+from torch import Tensor, nn
 
 from ppolite.config import Train
 from ppolite.models.body import Body, arithmetic, last_hidden, layers_of
-from ppolite.models.plain import plain
+from ppolite.models.plain import THIN_ROWS, _Thin, _thin, plain
 from ppolite.models.roles import trainable
 from ppolite.models.trunk import Trunk
 
@@ -58,7 +61,40 @@ def test_without_adapters_nothing_is_copied(kind: str) -> None:
     body, _ = trainable(trunk.top, Train(kind=kind))  # type: ignore[arg-type]
     decoder = plain(body)
     assert [id(p) for p in decoder.parameters()] == [id(p) for p in body.whole.parameters()]
-    assert all(a is b for a, b in zip(layers_of(decoder), layers_of(body.whole), strict=True))
+
+
+@pytest.mark.parametrize("rows", [1, 8, THIN_ROWS, THIN_ROWS + 1])
+@pytest.mark.parametrize("bias", [True, False])
+@torch.no_grad()
+def test_few_rows_are_multiplied_in_the_other_order(bias: bool, rows: int) -> None:
+    """The same numbers but for rounding, laid out as `nn.Linear` does; in its own order where there are many rows."""
+    linear = nn.Linear(48, 80, bias=bias)
+    thin = _thin(nn.ModuleDict({"linear": linear}))["linear"]  # type: ignore[index]
+    assert thin is not linear
+    assert thin.weight is linear.weight
+    stream = torch.Generator().manual_seed(0)
+    for x in (torch.randn(rows, 48, generator=stream), torch.randn(rows, 1, 48, generator=stream)):
+        ours, theirs = thin(x), linear(x)
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+        assert ours.is_contiguous()
+    other = mock.patch.object(nn.Linear, "forward", side_effect=AssertionError)
+    with other if rows <= THIN_ROWS else nullcontext():
+        thin(x)
+
+
+def test_linear_layers_of_another_class_are_left_alone() -> None:
+    class Scaled(nn.Linear):
+        def forward(self, input: Tensor) -> Tensor:  # noqa: A002
+            return 2 * super().forward(input)
+
+    module = nn.ModuleDict({"scaled": Scaled(4, 4)})
+    assert _thin(module)["scaled"](torch.ones(1, 4)).equal(module["scaled"](torch.ones(1, 4)))  # type: ignore[index]
+
+
+@pytest.mark.parametrize(("dtype", "thin"), [(torch.float32, True), (torch.bfloat16, False)])
+def test_only_float32_takes_the_other_order(dtype: torch.dtype, thin: bool) -> None:
+    kinds = {type(m) for m in layers_of(plain(adapted("llama", dtype))).modules()}
+    assert (_Thin in kinds) == (thin and torch.backends.mkl.is_available())
 
 
 @pytest.mark.parametrize("name", tiny.NAMES)
