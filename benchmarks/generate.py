@@ -130,6 +130,7 @@ def main() -> None:
     parser.add_argument("--max-new-tokens", type=int, default=128)
     parser.add_argument("--run", type=Path, default=BENCH, help="where the sft model is, or goes")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default=None, help="the recipe's `auto`")
+    parser.add_argument("--only", choices=["end", "length"], help="answers to their end, or of equal length")
     parser.add_argument("--without-vllm", action="store_true")
     args = parser.parse_args()
     args.dtype = args.dtype or str(compute_dtype("auto", pick_device("auto"))).removeprefix("torch.")
@@ -143,8 +144,11 @@ def main() -> None:
         "dtype": args.dtype,
         "ignore_eos": False,
     }
-    for comparison, ignore in {"to the end": False, f"{args.max_new_tokens} tokens each": True}.items():
-        told["ignore_eos"] = ignore
+    comparisons = {"end": "to the end", "length": f"{args.max_new_tokens} tokens each"}
+    for key, comparison in comparisons.items():
+        if args.only not in (None, key):
+            continue
+        told["ignore_eos"] = key == "length"
         ours, plain, served = sides(told, args)
         best, tried = fastest(plain, RATE, args)  # of each task: long batches win where no answer ends early
         vllm, more, notes = vllm_side(served, args)

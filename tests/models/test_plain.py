@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
-from unittest import mock
-
 import pytest
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from tests import tiny
-from torch import Tensor, nn
+from torch import nn
 
 from ppolite.config import Train
+from ppolite.models import prepacked
 from ppolite.models.body import Body, arithmetic, last_hidden, layers_of
-from ppolite.models.plain import THIN_ROWS, _Thin, _thin, plain
+from ppolite.models.plain import plain
 from ppolite.models.roles import trainable
 from ppolite.models.trunk import Trunk
 
@@ -45,7 +43,8 @@ def test_merged_is_peft_s_sum(name: str, on: bool) -> None:
 
 
 @torch.no_grad()
-def test_only_adapted_weights_are_copied() -> None:
+def test_only_adapted_weights_are_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prepacked, "PREPACKED_AT_MOST", 0)
     body = adapted("llama", torch.float32)
     own = {p.data_ptr() for p in body.whole.parameters()}
     new = [name for name, p in plain(body).named_parameters() if p.data_ptr() not in own]
@@ -56,45 +55,13 @@ def test_only_adapted_weights_are_copied() -> None:
 
 
 @pytest.mark.parametrize("kind", ["layers", "full"])
-def test_without_adapters_nothing_is_copied(kind: str) -> None:
+def test_without_adapters_nothing_is_copied(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prepacked, "PREPACKED_AT_MOST", 0)
     trunk = Trunk(tiny.model(), 0 if kind == "full" else 2)
     body, _ = trainable(trunk.top, Train(kind=kind))  # type: ignore[arg-type]
     decoder = plain(body)
     assert [id(p) for p in decoder.parameters()] == [id(p) for p in body.whole.parameters()]
-
-
-@pytest.mark.parametrize("rows", [1, 8, THIN_ROWS, THIN_ROWS + 1])
-@pytest.mark.parametrize("bias", [True, False])
-@torch.no_grad()
-def test_few_rows_are_multiplied_in_the_other_order(bias: bool, rows: int) -> None:
-    """The same numbers but for rounding, laid out as `nn.Linear` does; in its own order where there are many rows."""
-    linear = nn.Linear(48, 80, bias=bias)
-    thin = _thin(nn.ModuleDict({"linear": linear}))["linear"]  # type: ignore[index]
-    assert thin is not linear
-    assert thin.weight is linear.weight
-    stream = torch.Generator().manual_seed(0)
-    for x in (torch.randn(rows, 48, generator=stream), torch.randn(rows, 1, 48, generator=stream)):
-        ours, theirs = thin(x), linear(x)
-        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
-        assert ours.is_contiguous()
-    other = mock.patch.object(nn.Linear, "forward", side_effect=AssertionError)
-    with other if rows <= THIN_ROWS else nullcontext():
-        thin(x)
-
-
-def test_linear_layers_of_another_class_are_left_alone() -> None:
-    class Scaled(nn.Linear):
-        def forward(self, input: Tensor) -> Tensor:  # noqa: A002
-            return 2 * super().forward(input)
-
-    module = nn.ModuleDict({"scaled": Scaled(4, 4)})
-    assert _thin(module)["scaled"](torch.ones(1, 4)).equal(module["scaled"](torch.ones(1, 4)))  # type: ignore[index]
-
-
-@pytest.mark.parametrize(("dtype", "thin"), [(torch.float32, True), (torch.bfloat16, False)])
-def test_only_float32_takes_the_other_order(dtype: torch.dtype, thin: bool) -> None:
-    kinds = {type(m) for m in layers_of(plain(adapted("llama", dtype))).modules()}
-    assert (_Thin in kinds) == (thin and torch.backends.mkl.is_available())
+    assert all(a is b for a, b in zip(layers_of(decoder), layers_of(body.whole), strict=True))
 
 
 @pytest.mark.parametrize("name", tiny.NAMES)
@@ -121,6 +88,6 @@ def test_a_young_adapter_is_not_rounded_away(dtype: torch.dtype, rounding: float
     for p in small.layers.parameters():
         if p.requires_grad:
             p.fill_(0.001 if len(p) == 1 and p.shape[1] == 256 else 1.0)
-    linear = layers_of(plain(small))[3]["linear"]
+    linear = layers_of(plain(small))[3].get_submodule("linear")
     with arithmetic(tiny.CPU, dtype):
         assert abs(float(linear(torch.ones(1, 256))) - 0.256) < rounding

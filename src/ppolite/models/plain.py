@@ -1,6 +1,7 @@
-"""A body's decoder for generating: the adapters without PEFT's wrappers, and products that suit a few rows.
+"""A body's decoder for generating: the adapters without PEFT's wrappers.
 
-    decoder = plain(body)      # a view like `body.whole`: what is not adapted is shared with it
+    decoder = plain(body)      # a view like `body.whole`: what is neither adapted nor prepacked is shared with it
+    logits = plain_head(body)  # `body.logits`, prepacked where the decoder is (prepacked.py)
 
 A wrapper costs a decoded token two small products and some ten small operations for each linear layer. In float32
 an adapter is added into a copy of the weight. In half precision it stays beside the weight: added and rounded, a young
@@ -9,15 +10,12 @@ adapter would be gone (docs/decisions/0009).
 A copy is as old as the call that made it. So it is made for one generation and dropped with it: nothing is refreshed,
 and there is no old one to be taken by mistake. A body without adapters needs no copy: its own layers run, and autocast
 keeps the half-precision cast of a trained weight for as long as the generation lasts.
-
-A decoded token's products have as many rows as there are answers. For so few, MKL is far from the chip's ceiling in
-the order that `nn.Linear` asks for, x Wᵀ, and nearer to it in the other, W xᵀ: a token through the layers of the 135M
-model takes 219 ms in place of 281 for 32 rows, 147 of 212 for 16, 76 of 137 for 4 (two cores with AVX2). So in float32
-on a CPU the view's linear layers take that one; rounding is all that changes.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -26,18 +24,22 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ppolite.models.body import Body, layer_path, layers_of, view
-
-THIN_ROWS = 128
-"""Up to so many rows W xᵀ was the faster order; from 256 on there is nothing between the two."""
+from ppolite.models.prepacked import prepacked, prepacking
 
 
 def plain(body: Body) -> PreTrainedModel:
     """The body's decoder from token ids, with its adapters as they are now: their weights, and whether they are on."""
     name, _ = layer_path(body.decoder)
-    layers: list[nn.Module] = [_plain(layer, body.dtype) for layer in layers_of(body.whole)]
-    if body.device.type == "cpu" and body.dtype == torch.float32 and torch.backends.mkl.is_available():
-        layers = [_thin(layer) for layer in layers]
+    pack = prepacked if prepacking(body, body.device) else lambda layer: layer
+    layers = [pack(_plain(layer, body.dtype)) for layer in layers_of(body.whole)]
     return view(body.whole, {name: nn.ModuleList(layers)})
+
+
+def plain_head(body: Body) -> Callable[[Tensor], Tensor]:
+    """Hidden states [B, D] to logits [B, V], as `body.logits`."""
+    if body.head is None or not prepacking(body, body.device):
+        return body.logits
+    return partial(body.logits, head=prepacked(body.head))
 
 
 def _plain(module: nn.Module, dtype: torch.dtype) -> nn.Module:
@@ -59,26 +61,6 @@ def _linear(tuned: Any, dtype: torch.dtype) -> nn.Module:
     weight = base.weight + tuned.get_delta_weight("default")
     merged._parameters = {**base._parameters, "weight": nn.Parameter(weight, requires_grad=False)}
     return merged
-
-
-def _thin(module: nn.Module) -> nn.Module:
-    """A view of the module whose linear layers are `_Thin`; those of other classes may compute otherwise, and stay."""
-    if type(module) is nn.Linear:
-        thin = _Thin(module.in_features, module.out_features, bias=False, device="meta")
-        thin._parameters = dict(module._parameters)
-        return thin
-    return view(module, {name: _thin(child) for name, child in module.named_children()})
-
-
-class _Thin(nn.Linear):
-    """The same product, as W xᵀ where there are few rows."""
-
-    def forward(self, input: Tensor) -> Tensor:  # noqa: A002  (the name it has in nn.Linear)
-        rows = input.shape[:-1].numel()
-        if rows > THIN_ROWS:
-            return super().forward(input)
-        y = (self.weight @ input.reshape(rows, -1).T).T.contiguous()
-        return (y if self.bias is None else y.add_(self.bias)).view(*input.shape[:-1], -1)
 
 
 class _Beside(nn.Module):

@@ -115,8 +115,9 @@ def reward_body(trunk: Trunk, model: PreTrainedModel, score: nn.Linear) -> Body:
             " trunk; train it in this run, or set roles: separate and trunk.split: 0"
         )
     own = Body.of(model, trunk.split, score=score, dtype=trunk.dtype)
-    # On the trunk's decoder, so that nobody holds the reward model's own bottom any more.
-    return own if trunk.split == 0 else own.on(trunk.top)
+    # A copy, on the trunk's decoder: nobody holds the model's own bottom any more, nor its file, which stays mapped as
+    # long as any of its weights is in use.
+    return own if trunk.split == 0 else own.clone().on(trunk.top)
 
 
 def same_bottom(a: PreTrainedModel, b: PreTrainedModel, split: int, dtype: torch.dtype) -> bool:

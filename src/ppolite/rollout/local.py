@@ -2,7 +2,7 @@
 
     Waiting      prompts in the order of their length, run by the group before they are needed   (prefill.py)
     SlotCache    a place for each of up to `max_rows` rows, whatever their age                   (models/slots.py)
-    plain        the policy as it is at the call, its adapters merged                            (models/plain.py)
+    plain        the policy as it is at the call, its adapters merged, its weights prepacked     (models/plain.py)
     draw         tokens and log-probs from logits                                                (draw.py)
 
 A row that ended gives its place to a waiting prompt at once; when none waits, the last row moves into the gap, so that
@@ -30,7 +30,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ppolite.data.chat import encode_prompt
 from ppolite.models.body import Body, arithmetic, last_hidden
-from ppolite.models.plain import plain
+from ppolite.models.plain import plain, plain_head
 from ppolite.models.slots import SlotCache
 from ppolite.rollout.draw import draw, uniforms
 from ppolite.rollout.prefill import Waiting
@@ -122,14 +122,14 @@ class LocalGenerator:
             return
         R = sampling.max_new_tokens
         uniform_NR = uniforms(ids, R, seed)
-        decoder = plain(self.body)
+        decoder, head = plain(self.body), plain_head(self.body)
         waiting = Waiting(decoder, ids, self.body.device)
         # The last token drawn is never run, so it needs no room.
         room = max(map(len, ids)) + R - 1
         cache = SlotCache(decoder.config, min(self.max_rows, len(ids)), room, self.body.dtype)
         rows = [_Row(i, ids[i], uniform_NR[i]) for i in waiting.admit(cache, range(cache.rows))]
         while rows:
-            self._extend(decoder, cache, rows, sampling)
+            self._extend(decoder, head, cache, rows, sampling)
             yield from (row for row in rows if row.ended)
             free = [place for place, row in enumerate(rows) if row.ended]
             for place, i in zip(free, admitted := waiting.admit(cache, free), strict=False):
@@ -138,10 +138,15 @@ class LocalGenerator:
                 rows = _closed(rows, cache)
 
     def _extend(
-        self, decoder: PreTrainedModel, cache: SlotCache, rows: Sequence[_Row], sampling: Sampling
+        self,
+        decoder: PreTrainedModel,
+        head: Callable[[Tensor], Tensor],
+        cache: SlotCache,
+        rows: Sequence[_Row],
+        sampling: Sampling,
     ) -> None:
         """Draw tokens for every row until the host looks again."""
-        device, head = self.body.device, self.body.logits
+        device = self.body.device
         k = min(self.look_every, max(len(row.uniform_R) - len(row.tokens) for row in rows))
         uniform_Bk = pad_sequence([row.uniform_R[len(row.tokens) :][:k] for row in rows], batch_first=True)
         uniform_kB = uniform_Bk.T.to(device)

@@ -21,6 +21,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from ppolite.config import Recipe
 from ppolite.models.body import Body
 from ppolite.models.footprint import Activations, activations, blueprint, cache_size, size_of, weights_of
+from ppolite.models.prepacked import prepacking
 from ppolite.models.roles import Norm, hand_out, scalar_head, trainable
 from ppolite.models.sequences import micro_batches
 from ppolite.models.trunk import Trunk
@@ -187,9 +188,6 @@ def _ppo(job: Job) -> Stage:
     always = job.base | _owned(trunk, [*learners, roles.reference, roles.reward])
     if job.on_cpu:
         always["best policy"] = size_of(policy.trained())
-        if reward is not None and trunk.split:
-            # Let go, but its file has been compared with the trunk, and stays mapped as long as its top is used.
-            always["reward model's bottom"] = _bottom(trunk)
     at_once = max(config.rollouts, config.eval_prompts, config.stored)
     phases = {
         "generate": _generation(job, policy, rows, at_once),
@@ -201,12 +199,6 @@ def _ppo(job: Job) -> Stage:
     if critic.borrows:
         del phases["critic's backward"]
     return Stage("ppo", always | {"hidden states": job.hidden(batch)}, phases)
-
-
-def _bottom(trunk: Trunk) -> int:
-    """All below the top, in float32, which is what the files of ppolite hold."""
-    top = {id(p) for p in weights_of([trunk.top.layers, trunk.top.norm])}
-    return 4 * sum(p.numel() for p in weights_of([trunk.model]) if id(p) not in top)
 
 
 def _owned(trunk: Trunk, bodies: Sequence[Body | None]) -> Parts:
@@ -265,16 +257,19 @@ class _Update:
 
 
 def _generation(job: Job, body: Body, rows: Rows, count: int) -> Parts:
-    """Every place filled to the longest answer, one layer's keys and values for all heads, merged adapters."""
+    """Every place filled to the longest answer, one layer's keys and values for all heads, copies of weights."""
     config: Any = job.config
     places, length = min(MAX_ROWS, count), rows.shared + rows.prompt + rows.answer - 1
     group = max(1, min(places, GROUP_TOKENS // rows.prompt))
     tuned: list[Any] = [m for m in body.layers.modules() if isinstance(m, BaseTunerLayer)]
-    merged = [m.get_base_layer().weight for m in tuned] if job.dtype.itemsize == 4 else []
+    pack = prepacking(body, torch.device("cpu" if job.on_cpu else "cuda"))
+    # Where weights are prepacked, a merged one goes as soon as it is.
+    merged = [m.get_base_layer().weight for m in tuned] if job.dtype.itemsize == 4 and not pack else []
     return {
         "KV cache": places * cache_size(config, length, job.dtype)
         + group * cache_size(config, rows.shared + rows.prompt, job.dtype),
         "logits": job.logits(places, 3),
         "attention": 2 * places * length * config.hidden_size * min(job.dtype.itemsize, 4),
         "merged adapters": size_of(merged),
+        "prepacked weights": pack,
     }

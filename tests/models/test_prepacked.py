@@ -1,0 +1,105 @@
+"""Weights laid out for a few rows: the same numbers, for a generation on a CPU in float32 and nothing else."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tests import tiny
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from ppolite.config import Train
+from ppolite.models import prepacked as module
+from ppolite.models.body import Body, last_hidden, layers_of
+from ppolite.models.plain import plain, plain_head
+from ppolite.models.prepacked import prepacked, prepacking
+from ppolite.models.roles import trainable
+from ppolite.models.trunk import Trunk
+
+IDS = torch.tensor([[7, 8, 9, 10, 11], [3, 1, 4, 1, 5]])
+
+pytestmark = pytest.mark.skipif(
+    not prepacking(Trunk(tiny.model(), 0).top, tiny.CPU), reason="torch has no oneDNN for this machine"
+)
+
+
+def body_of(name: str = "llama", kind: str = "lora", dtype: torch.dtype = torch.float32) -> Body:
+    body, _ = trainable(Trunk(tiny.model(name), 2, dtype).top, Train(kind=kind))  # type: ignore[arg-type]
+    stream = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for p in body.trained():
+            p.add_(0.1 * torch.randn(p.shape, generator=stream))
+    return body
+
+
+def kinds(body: Body) -> set[str]:
+    """Names of the classes in the decoder that a generation uses."""
+    return {type(m).__name__ for m in layers_of(plain(body)).modules()}
+
+
+@pytest.mark.parametrize("linear", [nn.Linear(48, 80), nn.Linear(48, 80, bias=False), Conv1D(80, 48)])
+@pytest.mark.parametrize("rows", [1, 3, 17, 300])
+@torch.no_grad()
+def test_the_same_product(linear: nn.Module, rows: int) -> None:
+    stream = torch.Generator().manual_seed(rows)
+    for x in (torch.randn(rows, 48, generator=stream), torch.randn(2, rows, 48, generator=stream)):
+        ours = prepacked(linear)(x)
+        torch.testing.assert_close(ours, linear(x), rtol=1e-5, atol=1e-5)
+        assert ours.is_contiguous()
+
+
+@pytest.mark.parametrize("kind", ["lora", "layers"])
+@pytest.mark.parametrize("name", tiny.NAMES)
+@torch.no_grad()
+def test_a_body_s_numbers(name: str, kind: str) -> None:
+    body = body_of(name, kind)
+    hidden_BTD = last_hidden(body.whole, input_ids=IDS)
+    torch.testing.assert_close(last_hidden(plain(body), input_ids=IDS), hidden_BTD, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        plain_head(body)(hidden_BTD[:, -1]), body.logits(hidden_BTD[:, -1]), rtol=1e-4, atol=1e-4
+    )
+    assert "_Prepacked" in kinds(body)
+
+
+@torch.no_grad()
+def test_weights_are_those_of_the_call() -> None:
+    body = body_of(kind="layers")
+    before = last_hidden(plain(body), input_ids=IDS)
+    for p in body.trained():
+        p.mul_(1.5)
+    after = last_hidden(plain(body), input_ids=IDS)
+    torch.testing.assert_close(after, last_hidden(body.whole, input_ids=IDS), rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(after, before, atol=1e-2)
+
+
+def test_a_class_of_its_own_is_left_alone() -> None:
+    class Doubled(nn.Linear):
+        def forward(self, input: Tensor) -> Tensor:  # noqa: A002
+            return 2 * super().forward(input)
+
+    own = nn.Sequential(Doubled(4, 4))
+    assert prepacked(own)(torch.ones(1, 4)).equal(own(torch.ones(1, 4)))
+
+
+def test_where_there_is_no_copy(monkeypatch: pytest.MonkeyPatch) -> None:
+    body = body_of()
+    size = prepacking(body, tiny.CPU)
+    assert prepacking(body, torch.device("cuda")) == 0
+    assert prepacking(body_of(dtype=torch.bfloat16), tiny.CPU) == 0
+    monkeypatch.setattr(module, "PREPACKED_AT_MOST", size)
+    assert prepacking(body, tiny.CPU) == size
+    monkeypatch.setattr(module, "PREPACKED_AT_MOST", size - 1)
+    assert prepacking(body, tiny.CPU) == 0
+    assert "_Prepacked" not in kinds(body)
+    assert plain_head(body) == body.logits
+
+
+@pytest.mark.parametrize("kind", ["lora", "layers"])
+def test_its_size_is_that_of_all_linear_weights(kind: str) -> None:
+    body = body_of(kind=kind)
+    weights = [
+        m.weight
+        for name, m in [*layers_of(body.whole).named_modules(), ("head", body.head)]
+        if type(m) is nn.Linear and "lora_" not in name
+    ]
+    assert prepacking(body, tiny.CPU) == 4 * sum(w.numel() for w in weights)
