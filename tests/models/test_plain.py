@@ -9,7 +9,6 @@ from tests import tiny
 from torch import nn
 
 from ppolite.config import Train
-from ppolite.models import prepacked
 from ppolite.models.body import Body, arithmetic, last_hidden, layers_of
 from ppolite.models.plain import plain
 from ppolite.models.roles import trainable
@@ -43,8 +42,7 @@ def test_merged_is_peft_s_sum(name: str, on: bool) -> None:
 
 
 @torch.no_grad()
-def test_only_adapted_weights_are_copied(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prepacked, "PREPACKED_AT_MOST", 0)
+def test_only_adapted_weights_are_copied() -> None:
     body = adapted("llama", torch.float32)
     own = {p.data_ptr() for p in body.whole.parameters()}
     new = [name for name, p in plain(body).named_parameters() if p.data_ptr() not in own]
@@ -55,8 +53,7 @@ def test_only_adapted_weights_are_copied(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 @pytest.mark.parametrize("kind", ["layers", "full"])
-def test_without_adapters_nothing_is_copied(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prepacked, "PREPACKED_AT_MOST", 0)
+def test_without_adapters_nothing_is_copied(kind: str) -> None:
     trunk = Trunk(tiny.model(), 0 if kind == "full" else 2)
     body, _ = trainable(trunk.top, Train(kind=kind))  # type: ignore[arg-type]
     decoder = plain(body)
@@ -88,6 +85,6 @@ def test_a_young_adapter_is_not_rounded_away(dtype: torch.dtype, rounding: float
     for p in small.layers.parameters():
         if p.requires_grad:
             p.fill_(0.001 if len(p) == 1 and p.shape[1] == 256 else 1.0)
-    linear = layers_of(plain(small))[3].get_submodule("linear")
+    linear = layers_of(plain(small))[3]["linear"]
     with arithmetic(tiny.CPU, dtype):
         assert abs(float(linear(torch.ones(1, 256))) - 0.256) < rounding

@@ -11,10 +11,13 @@ from transformers.pytorch_utils import Conv1D
 from ppolite.config import Train
 from ppolite.models import prepacked as module
 from ppolite.models.body import Body, last_hidden, layers_of
-from ppolite.models.plain import plain, plain_head
+from ppolite.models.plain import plain
 from ppolite.models.prepacked import prepacked, prepacking
 from ppolite.models.roles import trainable
 from ppolite.models.trunk import Trunk
+from ppolite.rollout import local
+from ppolite.rollout.local import LocalGenerator
+from ppolite.types import Prompt, Sampling
 
 IDS = torch.tensor([[7, 8, 9, 10, 11], [3, 1, 4, 1, 5]])
 
@@ -30,11 +33,6 @@ def body_of(name: str = "llama", kind: str = "lora", dtype: torch.dtype = torch.
         for p in body.trained():
             p.add_(0.1 * torch.randn(p.shape, generator=stream))
     return body
-
-
-def kinds(body: Body) -> set[str]:
-    """Names of the classes in the decoder that a generation uses."""
-    return {type(m).__name__ for m in layers_of(plain(body)).modules()}
 
 
 @pytest.mark.parametrize("linear", [nn.Linear(48, 80), nn.Linear(48, 80, bias=False), Conv1D(80, 48)])
@@ -54,20 +52,20 @@ def test_the_same_product(linear: nn.Module, rows: int) -> None:
 def test_a_body_s_numbers(name: str, kind: str) -> None:
     body = body_of(name, kind)
     hidden_BTD = last_hidden(body.whole, input_ids=IDS)
-    torch.testing.assert_close(last_hidden(plain(body), input_ids=IDS), hidden_BTD, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(
-        plain_head(body)(hidden_BTD[:, -1]), body.logits(hidden_BTD[:, -1]), rtol=1e-4, atol=1e-4
-    )
-    assert "_Prepacked" in kinds(body)
+    decoder = plain(body, prepack=True)
+    torch.testing.assert_close(last_hidden(decoder, input_ids=IDS), hidden_BTD, rtol=1e-4, atol=1e-5)
+    last_BD, head = hidden_BTD[:, -1], prepacked(body.head)
+    torch.testing.assert_close(body.logits(last_BD, head=head), body.logits(last_BD), rtol=1e-4, atol=1e-4)
+    assert not any(type(m) in (nn.Linear, Conv1D) for m in layers_of(decoder).modules())
 
 
 @torch.no_grad()
 def test_weights_are_those_of_the_call() -> None:
     body = body_of(kind="layers")
-    before = last_hidden(plain(body), input_ids=IDS)
+    before = last_hidden(plain(body, prepack=True), input_ids=IDS)
     for p in body.trained():
         p.mul_(1.5)
-    after = last_hidden(plain(body), input_ids=IDS)
+    after = last_hidden(plain(body, prepack=True), input_ids=IDS)
     torch.testing.assert_close(after, last_hidden(body.whole, input_ids=IDS), rtol=1e-4, atol=1e-5)
     assert not torch.allclose(after, before, atol=1e-2)
 
@@ -90,8 +88,21 @@ def test_where_there_is_no_copy(monkeypatch: pytest.MonkeyPatch) -> None:
     assert prepacking(body, tiny.CPU) == size
     monkeypatch.setattr(module, "PREPACKED_AT_MOST", size - 1)
     assert prepacking(body, tiny.CPU) == 0
-    assert "_Prepacked" not in kinds(body)
-    assert plain_head(body) == body.logits
+
+
+@pytest.mark.parametrize(
+    ("count", "dtype", "copies"), [(2, torch.float32, 1), (1, torch.float32, 0), (2, torch.float64, 0)]
+)
+def test_a_generation_makes_one_copy(
+    count: int, dtype: torch.dtype, copies: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One of the head, that is, which stands for all; of a single row there is none to gain."""
+    made: list[object] = []
+    monkeypatch.setattr(local, "prepacked", lambda head: made.append(head) or module.prepacked(head))
+    body = Body.of(tiny.model().to(dtype), 0, dtype=dtype)
+    generator = LocalGenerator(body, tiny.tokenizer(), frozenset([2]))
+    generator.generate([Prompt(text=f"say {i}") for i in range(count)], Sampling(max_new_tokens=3), seed=0)
+    assert made == [body.head] * copies
 
 
 @pytest.mark.parametrize("kind", ["lora", "layers"])

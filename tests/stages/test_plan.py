@@ -8,9 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests import tiny
 from tests.world import World
 
 from ppolite.cli import main
+from ppolite.models.load import load_causal
+from ppolite.models.prepacked import prepacking
+from ppolite.models.trunk import Trunk
 from ppolite.obs.plan_view import verdict
 from ppolite.stages.needs import Rows, Stage
 from ppolite.stages.plan import memory, plan
@@ -76,6 +80,14 @@ def test_what_comes_and_goes(world: World) -> None:
     before = [s["ppo"].phases["policy's backward"]["gradients"] for s in (usual, small)]
     assert before[0] == 0
     assert before[1] == usual["ppo"].phases["step"]["gradients"]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_generating_has_its_copy_of_the_weights(world: World, dtype: str) -> None:
+    policy = Trunk(load_causal(str(world.folder / "model"), tiny.CPU), 2).top
+    copy = prepacking(policy, tiny.CPU)
+    phase = stages_of(world, dtype=dtype)["ppo"].phases["generate"]
+    assert phase["prepacked weights"] == (copy if dtype == "float32" else 0)
 
 
 def test_rows_are_those_of_the_data(world: World) -> None:

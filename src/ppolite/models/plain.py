@@ -1,7 +1,6 @@
 """A body's decoder for generating: the adapters without PEFT's wrappers.
 
-    decoder = plain(body)      # a view like `body.whole`: what is neither adapted nor prepacked is shared with it
-    logits = plain_head(body)  # `body.logits`, prepacked where the decoder is (prepacked.py)
+    decoder = plain(body)      # a view like `body.whole`: what is not adapted is shared with it
 
 A wrapper costs a decoded token two small products and some ten small operations for each linear layer. In float32
 an adapter is added into a copy of the weight. In half precision it stays beside the weight: added and rounded, a young
@@ -14,8 +13,6 @@ keeps the half-precision cast of a trained weight for as long as the generation 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
@@ -24,22 +21,18 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ppolite.models.body import Body, layer_path, layers_of, view
-from ppolite.models.prepacked import prepacked, prepacking
+from ppolite.models.prepacked import prepacked
 
 
-def plain(body: Body) -> PreTrainedModel:
-    """The body's decoder from token ids, with its adapters as they are now: their weights, and whether they are on."""
+def plain(body: Body, *, prepack: bool = False) -> PreTrainedModel:
+    """The body's decoder from token ids, with its adapters as they are now: their weights, and whether they are on.
+
+    With `prepack` the linear layers hold copies of their weights (prepacked.py).
+    """
     name, _ = layer_path(body.decoder)
-    pack = prepacked if prepacking(body, body.device) else lambda layer: layer
-    layers = [pack(_plain(layer, body.dtype)) for layer in layers_of(body.whole)]
+    finish = prepacked if prepack else lambda layer: layer
+    layers = [finish(_plain(layer, body.dtype)) for layer in layers_of(body.whole)]
     return view(body.whole, {name: nn.ModuleList(layers)})
-
-
-def plain_head(body: Body) -> Callable[[Tensor], Tensor]:
-    """Hidden states [B, D] to logits [B, V], as `body.logits`."""
-    if body.head is None or not prepacking(body, body.device):
-        return body.logits
-    return partial(body.logits, head=prepacked(body.head))
 
 
 def _plain(module: nn.Module, dtype: torch.dtype) -> nn.Module:

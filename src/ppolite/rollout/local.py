@@ -2,7 +2,8 @@
 
     Waiting      prompts in the order of their length, run by the group before they are needed   (prefill.py)
     SlotCache    a place for each of up to `max_rows` rows, whatever their age                   (models/slots.py)
-    plain        the policy as it is at the call, its adapters merged, its weights prepacked     (models/plain.py)
+    plain        the policy as it is at the call, its adapters merged                            (models/plain.py)
+    prepacked    its weights as products of a few rows want them                                 (models/prepacked.py)
     draw         tokens and log-probs from logits                                                (draw.py)
 
 A row that ended gives its place to a waiting prompt at once; when none waits, the last row moves into the gap, so that
@@ -22,6 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -30,7 +32,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ppolite.data.chat import encode_prompt
 from ppolite.models.body import Body, arithmetic, last_hidden
-from ppolite.models.plain import plain, plain_head
+from ppolite.models.plain import plain
+from ppolite.models.prepacked import prepacked, prepacking
 from ppolite.models.slots import SlotCache
 from ppolite.rollout.draw import draw, uniforms
 from ppolite.rollout.prefill import Waiting
@@ -122,7 +125,12 @@ class LocalGenerator:
             return
         R = sampling.max_new_tokens
         uniform_NR = uniforms(ids, R, seed)
-        decoder, head = plain(self.body), plain_head(self.body)
+        # A product of one row reads each weight once, however it is laid out.
+        prepack = len(ids) > 1 and prepacking(self.body, self.body.device) > 0
+        decoder = plain(self.body, prepack=prepack)
+        head = self.body.logits
+        if prepack:
+            head = partial(self.body.logits, head=prepacked(self.body.head))
         waiting = Waiting(decoder, ids, self.body.device)
         # The last token drawn is never run, so it needs no room.
         room = max(map(len, ids)) + R - 1
