@@ -128,8 +128,9 @@ class LocalGenerator:
         # A product of one row reads each weight once, however it is laid out.
         prepack = len(ids) > 1 and prepacking(self.body, self.body.device) > 0
         decoder = plain(self.body, prepack=prepack)
-        head = self.body.logits
+        head: Callable[[Tensor], Tensor] = self.body.logits
         if prepack:
+            assert self.body.head is not None
             head = partial(self.body.logits, head=prepacked(self.body.head))
         waiting = Waiting(decoder, ids, self.body.device)
         # The last token drawn is never run, so it needs no room.
