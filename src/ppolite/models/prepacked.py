@@ -39,7 +39,7 @@ def prepacking(body: Body, device: torch.device) -> int:
     if not here or device.type != "cpu" or body.dtype != torch.float32:
         return 0
     heads = [] if body.head is None else [body.head]
-    size = sum(w.numel() * w.element_size() for w in _weights([*layers_of(body.whole), *heads]))
+    size = sum(w.nbytes for w in _weights([*layers_of(body.whole), *heads]))
     return size if size <= PREPACKED_AT_MOST else 0
 
 
