@@ -5,8 +5,8 @@
     usual      those of four whole models on padded prompts and responses, logits for all of them
     ceiling    the fastest matrix product of this chip, in the dtype of the arithmetic, and its memory's read rate
 
-One step of the film critic on its own rollouts, as `rlhf_step` has it. Seconds are those of this process, measured
-once, after a warm-up: run it on an idle machine. Then the same step is done again, from the same state, and counted.
+One step of the film critic on its own rollouts, as `rlhf_step` has it, is counted, which warms up; then the same step
+is done again, from the same state, and timed. Seconds are those of this process, once: run it on an idle machine.
 
     python -m benchmarks.floor
     python -m benchmarks.floor --set train.kind=lora --dirty
@@ -33,6 +33,7 @@ from ppolite import PPO, load_recipe
 from ppolite.types import Rollout
 
 GIGA = 1e9
+PHASES = ("generate", "score", "prepare", "update")
 
 
 @dataclass
@@ -166,6 +167,28 @@ def step(ppo: PPO, phases: dict[str, Phase], *, count: bool) -> list[Rollout]:
     return rollouts
 
 
+def look(ppo: PPO, shape: Shape) -> tuple[dict[str, Phase], Tokens]:
+    """All phases of one step, counted and then timed, and the tokens of its round."""
+    phases = {name: Phase() for name in PHASES}
+    before = copy.deepcopy(ppo.state())
+    step(ppo, phases, count=True)
+    ppo.restore(before)
+    rollouts = step(ppo, phases, count=False)
+    _, seqs = ppo.last
+    tokens = Tokens.of(rollouts, seqs.prefix_P.numel(), ppo.config.max_new_tokens)
+    least = needed(
+        shape,
+        tokens,
+        ppo.config.epochs,
+        weight_grads=ppo.recipe.train.kind != "lora",
+        bodies=1 if ppo.roles.critic.borrows else 2,
+    )
+    most = usual(shape, tokens, ppo.config.epochs)
+    for name, phase in phases.items():
+        phase.needed, phase.usual = least[name], most[name]
+    return phases, tokens
+
+
 def fastest(work: Callable[[], object], seconds: float = 3.0) -> float:
     """Calls a second, of the best tenth of so many seconds."""
     work()
@@ -206,26 +229,7 @@ def main() -> None:
     models(BENCH, SHORT)
     ppo = PPO(load_recipe(args.recipe, [*args.set, "ppo.min_rm_accuracy=0"]), BENCH)
     shape = Shape.of(ppo)
-    names = ("generate", "score", "prepare", "update")
-    phases = {name: Phase() for name in names}
-    step(ppo, {name: Phase() for name in names}, count=False)  # warm-up
-    before = copy.deepcopy(ppo.state())
-    step(ppo, phases, count=False)
-    ppo.restore(before)
-    rollouts = step(ppo, phases, count=True)
-    _, seqs = ppo.last
-    config = ppo.config
-    tokens = Tokens.of(rollouts, seqs.prefix_P.numel(), config.max_new_tokens)
-    least = needed(
-        shape,
-        tokens,
-        config.epochs,
-        weight_grads=ppo.recipe.train.kind != "lora",
-        bodies=1 if ppo.roles.critic.borrows else 2,
-    )
-    most = usual(shape, tokens, config.epochs)
-    for name, phase in phases.items():
-        phase.needed, phase.usual = least[name], most[name]
+    phases, tokens = look(ppo, shape)
     tops = ceilings(ppo.opened.dtype, ppo.opened.device, shape)
     report(book, args, phases, tokens, tops)
 
