@@ -12,7 +12,8 @@ from tests import tiny
 from torch import Tensor, nn
 
 from ppolite.config import Train
-from ppolite.models.body import Body, front_of, layer_path, layers_of
+from ppolite.models.body import Body
+from ppolite.models.decoder import front_of, layer_path, layers_of
 from ppolite.models.roles import trainable
 from ppolite.models.sequences import Sequences
 from ppolite.models.trunk import Trunk

@@ -9,7 +9,8 @@ from tests import tiny
 from torch import nn
 
 from ppolite.config import Train
-from ppolite.models.body import Body, arithmetic, last_hidden, layers_of
+from ppolite.models.body import Body
+from ppolite.models.decoder import arithmetic, last_hidden, layers_of
 from ppolite.models.plain import plain
 from ppolite.models.roles import trainable
 from ppolite.models.trunk import Trunk

@@ -10,7 +10,8 @@ from transformers.pytorch_utils import Conv1D
 
 from ppolite.config import Train
 from ppolite.models import prepacked as module
-from ppolite.models.body import Body, last_hidden, layers_of
+from ppolite.models.body import Body
+from ppolite.models.decoder import last_hidden, layers_of
 from ppolite.models.plain import plain
 from ppolite.models.prepacked import prepacked, prepacking
 from ppolite.models.roles import trainable

@@ -1,7 +1,7 @@
 """What a role owns of a decoder: the layers from `start` on, the final norm, a head.
 
-    layer_path()  finds layer list and final norm; the rest is the decoder's front (embeddings, positions)
     Body          runs Sequences from the cached h_k, or from token ids, to log-probs, values or scores
+    decoder.py    where a decoder's layers, final norm and front are
 
 The layers are always run by the model's *own* forward function, so that masks, rotary embeddings, sliding
 windows and per-layer types are the library's business. A top is a view of the decoder whose first `start`
@@ -10,8 +10,6 @@ layers are `_Skip`, the last of which puts h_k in place. Embedding scales (Gemma
 
 The shared front of the prompts is run once per batch and its keys and values are repeated; gradients flow
 through them. On short answers to templated prompts this halves the work.
-
-Left out: encoder-decoders, models whose layers are not one list, and tensor parallelism.
 
 Axes: B rows, T tokens after the shared prefix, P prefix tokens, R response tokens, N tokens that count, D
 hidden size.
@@ -22,7 +20,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
@@ -31,46 +29,20 @@ from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from ppolite.models.decoder import (
+    arithmetic,
+    decoder_of,
+    front_of,
+    hold,
+    last_hidden,
+    layer_path,
+    layers_of,
+    view,
+    wide,
+)
 from ppolite.models.recompute import Recomputed
 from ppolite.models.sequences import Sequences
 from ppolite.ops.logprobs import token_logprobs
-from ppolite.types import UserError
-
-M = TypeVar("M", bound=nn.Module)
-
-
-def decoder_of(model: PreTrainedModel) -> PreTrainedModel:
-    """The model without its head."""
-    return cast("PreTrainedModel", model.base_model)
-
-
-def layer_path(decoder: PreTrainedModel) -> tuple[str, str]:
-    """Names of the layer list and of the final norm among the decoder's direct children.
-
-    Raises UserError for a decoder that is built otherwise.
-    """
-    children = dict(decoder.named_children())
-    names = list(children)
-    count = getattr(decoder.config, "num_hidden_layers", None)
-    lists = [n for n, m in children.items() if isinstance(m, nn.ModuleList) and len(m) == count]
-    after = names[names.index(lists[0]) + 1 :] if len(lists) == 1 else []
-    norms = [n for n in after if "norm" in n or n == "ln_f"]
-    if len(norms) != 1 or decoder.get_input_embeddings() not in children.values():
-        raise UserError(
-            f"{type(decoder).__name__}: cannot find its layer list, final norm and embedding; ppolite needs a"
-            " decoder-only model of the usual build (Llama, Qwen, Gemma, GPT-2, GPT-NeoX …)"
-        )
-    return lists[0], norms[0]
-
-
-def layers_of(decoder: PreTrainedModel) -> nn.ModuleList:
-    return getattr(decoder, layer_path(decoder)[0])
-
-
-def front_of(decoder: PreTrainedModel) -> nn.ModuleDict:
-    """All that runs before layer 0: embedding, learned positions, rotary tables."""
-    others = layer_path(decoder)
-    return nn.ModuleDict({n: m for n, m in decoder.named_children() if n not in others})
 
 
 class _Skip(nn.Module):
@@ -90,41 +62,6 @@ class _Skip(nn.Module):
                 dummy = hidden_states.new_empty(1, 1, hidden_states.shape[1], 1)
                 value.update(dummy, dummy, self.index)
         return hidden_states if self.h is None else self.h
-
-
-def view(module: M, children: dict[str, Any]) -> M:
-    """The same module with some children exchanged; parameters are shared, nothing is copied."""
-    other = copy.copy(module)
-    other.__dict__ = dict(module.__dict__)
-    other._modules = {**module._modules, **children}
-    return other
-
-
-def arithmetic(device: torch.device, dtype: torch.dtype) -> Any:
-    """Autocast to a half-precision `dtype`; the weights stay as they are."""
-    return torch.autocast(device.type, dtype=dtype, enabled=dtype.itemsize < 4)
-
-
-def hold(module: nn.Module, dtype: torch.dtype) -> None:
-    """Keep frozen linear weights in the half-precision `dtype` that they are multiplied in.
-
-    Autocast gives the same numbers, but casts a frozen weight anew at every call: on a 135M model that is most
-    of the time of a decoded token. Trained weights stay as they are, and so do norms and embeddings.
-    """
-    if dtype.itemsize < 4:
-        for part in module.modules():
-            if isinstance(part, (nn.Linear, Conv1D)) and not part.weight.requires_grad:
-                part.to(dtype)
-
-
-def last_hidden(decoder: PreTrainedModel, **kwargs: Any) -> Tensor:
-    """Hidden states after the final norm, [B, T, D]."""
-    return decoder(**kwargs).last_hidden_state
-
-
-def wide(x: Tensor) -> Tensor:
-    """At least float32; integers stay."""
-    return x.to(torch.promote_types(x.dtype, torch.float32)) if x.is_floating_point() else x
 
 
 class Body(nn.Module):

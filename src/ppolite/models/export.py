@@ -29,7 +29,8 @@ from transformers import (
 )
 
 from ppolite.config.strict_json import loads
-from ppolite.models.body import Body, decoder_of, layer_path, layers_of, wide
+from ppolite.models.body import Body
+from ppolite.models.decoder import decoder_of, layer_path, layers_of, wide
 from ppolite.models.load import load_causal
 from ppolite.models.roles import Norm, Roles, same_bottom
 from ppolite.types import UserError

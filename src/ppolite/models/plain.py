@@ -20,7 +20,8 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ppolite.models.body import Body, layer_path, layers_of, view
+from ppolite.models.body import Body
+from ppolite.models.decoder import layer_path, layers_of, view
 from ppolite.models.prepacked import prepacked
 
 

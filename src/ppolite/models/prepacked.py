@@ -23,7 +23,8 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from ppolite.models.body import Body, layers_of, view
+from ppolite.models.body import Body
+from ppolite.models.decoder import layers_of, view
 
 PREPACKED_AT_MOST = 4 * 2**30
 """Bytes. A larger model generates from its own weights: the copy would be a good part of what it needs. A rule that

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ppolite.config import Train
-from ppolite.models.body import Body, decoder_of, front_of, layers_of
+from ppolite.models.body import Body
+from ppolite.models.decoder import decoder_of, front_of, layers_of
 from ppolite.models.sequences import Sequences
 from ppolite.models.trunk import Trunk
 from ppolite.types import Rollout, UserError

@@ -23,7 +23,8 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
-from ppolite.models.body import Body, arithmetic, decoder_of, hold, last_hidden, layer_path, layers_of, view
+from ppolite.models.body import Body
+from ppolite.models.decoder import arithmetic, decoder_of, hold, last_hidden, layer_path, layers_of, view
 from ppolite.models.packs import kinds_of
 from ppolite.models.sequences import Sequences
 from ppolite.types import UserError

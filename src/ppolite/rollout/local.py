@@ -31,7 +31,8 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ppolite.data.chat import encode_prompt
-from ppolite.models.body import Body, arithmetic, last_hidden
+from ppolite.models.body import Body
+from ppolite.models.decoder import arithmetic, last_hidden
 from ppolite.models.plain import plain
 from ppolite.models.prepacked import prepacked, prepacking
 from ppolite.models.slots import SlotCache
