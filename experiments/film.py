@@ -21,7 +21,8 @@ from ppolite.config import load_recipe
 from ppolite.obs.report import write_report
 from ppolite.obs.sinks import read_metrics
 from ppolite.stages.evaluate import evaluate_run
-from ppolite.stages.run import finished_stages, run_stage
+from ppolite.stages.run import check_unchanged, finished_stages, run_stage
+from ppolite.types import UserError
 
 RECIPE = "film"
 
@@ -30,6 +31,10 @@ def base(seed: int) -> Path:
     """The folder with SFT and reward model; what is missing is trained."""
     folder = CELLS / f"film-{seed}"
     recipe = load_recipe(RECIPE, [f"seed={seed}"])
+    try:
+        check_unchanged(recipe, folder)
+    except UserError as error:
+        sys.exit(str(error))
     for stage in ("sft", "reward"):
         if stage not in finished_stages(folder):
             run_stage(stage, recipe, folder)
@@ -47,18 +52,16 @@ def cell(experiment: str, name: str, overrides: list[str], *, seed: int, dirty: 
     print(f"{experiment}: {name}, seed {seed}", flush=True)
     sha = None if dirty else commit()
     recipe = load_recipe(RECIPE, [f"seed={seed}", *overrides])
-    if not (folder / "result.json").exists():
-        shutil.rmtree(folder, ignore_errors=True)
-        for part in ("sft", "reward"):
-            shutil.copytree(base(seed) / part, folder / part)
-        result = run_stage("ppo", recipe, folder)
-        (folder / "result.json").write_text(json.dumps(result), encoding="utf-8")
+    shutil.rmtree(folder, ignore_errors=True)  # what was begun is of settings and code that nobody has noted
+    for part in ("sft", "reward"):
+        shutil.copytree(base(seed) / part, folder / part)
+    result = run_stage("ppo", recipe, folder)
     made = {
         "name": name,
         "seed": seed,
         "overrides": overrides,
         "commit": sha,
-        "result": load(folder / "result.json"),
+        "result": result,
         "steps": [row for row in read_metrics(folder) if row["stage"] == "ppo"],
         "eval": evaluate_run(recipe, folder),
     }

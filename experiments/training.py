@@ -60,8 +60,9 @@ def parser(story: str) -> argparse.ArgumentParser:
 def runs(name: str, wanted: Mapping[str, Control], options: argparse.Namespace) -> dict[str, Cell]:
     """All cells, those that are not there yet trained in this order. Exits where other code made some of them."""
     folder: Path = options.cells or CELLS / name
+    made_by = code()  # read before the first run: sources may be edited while runs last
     kept = {key: cell for key, config in wanted.items() if (cell := _read(folder, key, config))}
-    other = [key for key, cell in kept.items() if cell["code"] != code()]
+    other = [key for key, cell in kept.items() if cell["code"] != made_by]
     if other and not options.older:
         sys.exit(
             f"{folder}: {len(other)} of {len(kept)} finished runs were made by other code ({other[0]}, …); delete "
@@ -76,7 +77,8 @@ def runs(name: str, wanted: Mapping[str, Control], options: argparse.Namespace) 
         path = folder / f"{key}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         draft = path.with_suffix(".part")
-        draft.write_text(json.dumps({"commit": made_at, **cell}, allow_nan=False) + "\n", encoding="utf-8")
+        whole = {"commit": made_at, "code": made_by, **cell}
+        draft.write_text(json.dumps(whole, allow_nan=False) + "\n", encoding="utf-8")
         draft.rename(path)
         kept[key] = load(path)
         left = (time.monotonic() - started) / done * (len(missing) - done)
@@ -117,7 +119,6 @@ def learn(config: Control) -> Cell:
             stopped = str(error)
         rows = sinks.read_metrics(folder)
     return {
-        "code": code(),
         "versions": versions(*PACKAGES),
         "config": config.model_dump(mode="json"),
         "seconds": round(time.monotonic() - started, 1),

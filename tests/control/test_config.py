@@ -119,6 +119,7 @@ def test_shipped_recipe_loads_for_every_algorithm(name: str, algorithm: str, tmp
         ({"env": "X", "algorithm": "ppo-kl", "beta": None}, "which needs `beta`"),
         ({"env": "X", "algorithm": "ppo-kl", "beta": 0}, "which needs `beta`, above 0"),
         ({"env": "X", "rollout": 1, "minibatches": 9}, "minibatches (9) exceed the 8 steps of a round"),
+        ({"env": "X", "rollout": 3, "minibatches": 13}, "the 24 steps of a round (rollout × envs.count) make 13"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_said(tree: dict[str, Any], message: str) -> None:

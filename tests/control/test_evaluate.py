@@ -67,6 +67,15 @@ def test_an_episode_without_end_is_counted_where_it_is_cut(monkeypatch: pytest.M
     assert evaluate(policy, config)["length_mean"] == 20
 
 
+@pytest.mark.parametrize("vectorization", ["sync", "async"])
+def test_after_a_cut_comes_another_episode(vectorization: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten steps give 1 + … + 10; what went on from there would give more."""
+    policy, config = made("tiny/Endless-v0", episodes=23, envs={"vectorization": vectorization})
+    monkeypatch.setattr(module, "MOST_STEPS", 10)
+    result = evaluate(policy, config)
+    assert (result["return_min"], result["return_max"], result["episodes"]) == (55.0, 55.0, 23)
+
+
 def test_film_shows_one_episode(tmp_path: Path) -> None:
     policy, config = made("tiny/Match-v0")
     assert film(policy, config, tmp_path / "a.gif")
@@ -82,3 +91,13 @@ def test_without_a_picture_there_is_a_warning(tmp_path: Path, caplog: pytest.Log
         assert not film(policy, config, tmp_path / "a.gif")
     assert "tiny/Aim-v0: no GIF" in caplog.text
     assert not (tmp_path / "a.gif").exists()
+
+
+@pytest.mark.parametrize("picture", ["none", "text", "list", "fatal"])
+def test_whatever_drawing_comes_to_the_run_goes_on(
+    picture: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    policy, config = made("tiny/Endless-v0", envs={"options": {"picture": picture}})
+    with caplog.at_level(logging.WARNING):
+        assert not film(policy, config, tmp_path / "a.gif")
+    assert "tiny/Endless-v0: no GIF, for it cannot be drawn here (" in caplog.text

@@ -8,8 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from gymnasium.spaces import Box
 
 from ppolite.control.config import Net
+from ppolite.control.envs import actions_of
 from ppolite.control.policy import Actions, Policy
 from ppolite.types import UserError
 
@@ -38,6 +40,13 @@ def test_loaded_acts_as_saved(kind: str, shared: bool, tmp_path: Path) -> None:
     else:
         assert again.act(obs).shape == (50, 1, 2)
         assert (again.act(obs) <= HIGH).all()
+
+
+def test_a_transposed_box_is_saved(tmp_path: Path) -> None:
+    low = np.zeros((2, 3), np.float32).T
+    policy = Policy(3, actions_of(Box(low - 1, low + 1), "X"), Net(hidden=()), normalise_obs=False)
+    policy.save(tmp_path / "policy")
+    assert Policy.load(tmp_path / "policy").act(np.zeros((1, 3), np.float32)).shape == (1, 3, 2)
 
 
 def test_statistics_are_saved_and_frozen(tmp_path: Path) -> None:

@@ -98,6 +98,23 @@ def test_an_interrupted_run_starts_anew(finished: Path, ppolite: Run, tmp_path: 
     assert numbers((run / "metrics.jsonl").read_text()) == numbers(lines)
 
 
+def test_an_interrupted_run_says_how_to_start_anew(
+    ppolite: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    run = tmp_path / "stopped"
+    with monkeypatch.context() as patch:
+        patch.setattr("ppolite.control.run.train", stop)
+        code, _, said = ppolite("control", *MATCH, "--out", run)
+    assert code == 130
+    again = f"`ppolite control {run}/recipe.yaml --out {run}` starts anew"
+    assert f"interrupted before a policy was saved; {again}" in said
+    assert again in refuse(ppolite, "control", run)
+    assert ppolite("control", run / "recipe.yaml", "--out", run)[0] == 0
+
+
 def test_other_folders_are_left_alone(ppolite: Run, tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "metrics.jsonl").write_text("precious")

@@ -93,6 +93,30 @@ class Clock(gym.Env[Any, Any]):
         return self._show(), self.reward, over and self.terminal, over and not self.terminal, {}
 
 
+class Endless(gym.Env[Any, Any]):
+    """Step t gives t, for ever. `picture`: what `render` returns."""
+
+    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"], "render_fps": 30}
+
+    def __init__(self, picture: str = "none", render_mode: str | None = None):
+        self.observation_space, self.action_space = Box(0.0, 1e6, (1,), np.float32), Discrete(2)
+        self.picture, self.render_mode = picture, render_mode
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        super().reset(seed=seed)
+        self.time = 0
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action: Any) -> Step:
+        self.time += 1
+        return np.array([self.time], np.float32), float(self.time), False, False, {}
+
+    def render(self) -> Any:
+        if self.picture == "fatal":
+            raise Exception("an OpenGL platform library has not been loaded")  # as mujoco.FatalError
+        return {"none": None, "text": "a picture", "list": [np.zeros((4, 4, 3), np.uint8)]}[self.picture]
+
+
 class Wild(gym.Env[Any, Any]):
     def __init__(self, actions: str = "discrete", reward: float = 0.0):
         self.observation_space = gym.spaces.Dict({"a": Discrete(2), "b": Box(-1.0, 1.0, (2, 2), np.float32)})
@@ -110,5 +134,5 @@ class Wild(gym.Env[Any, Any]):
 
 
 def register() -> None:
-    for world in (Match, Aim, Clock, Wild):
+    for world in (Match, Aim, Clock, Endless, Wild):
         gym.register(f"tiny/{world.__name__}-v0", entry_point=world)

@@ -192,6 +192,14 @@ def test_adaptive_penalty_by_hand(kl, beta):
     assert penalty.beta == beta
 
 
+def test_the_penalty_comes_back_from_both_ends():
+    penalty = AdaptivePenalty(beta=1.0, target=0.01)
+    for kl, end in ((0.0, 1e-9), (9.0, 1e9), (0.0, 1e-9)):
+        for _ in range(2_000):
+            penalty.update(kl)
+        assert penalty.beta == end
+
+
 def test_beta_survives_a_checkpoint():
     leash = AdaptiveLeash(0.1, 6.0, 640)
     leash.update(60.0, 64)

@@ -145,7 +145,8 @@ class Control(Section):
     lam: float = Field(default=0.95, ge=0, le=1)
     """GAE's λ."""
     normalise_advantages: bool = True
-    """Shift and scale the advantages of each minibatch to mean 0 and standard deviation 1 (ddof 0)."""
+    """Shift and scale the advantages of each minibatch to mean 0 and standard deviation 1 (ddof 0). Where they deviate
+    by less than 1e-3 they are scaled up by less; envs.normalise_reward is for rewards that small."""
     value_coef: float = Field(default=1.0, ge=0)
     """Weight of the critic's loss, ½ of the squared error; 1 here is `vf_coef: 0.5` elsewhere."""
     value_clip: float | None = Field(default=None, gt=0)
@@ -206,6 +207,12 @@ class Control(Section):
             raise ValueError(
                 f"minibatches ({self.minibatches}) exceed the {self.round_size} steps of a round "
                 "(rollout × envs.count); lower them"
+            )
+        if self.normalise_advantages and self.round_size < 2 * self.minibatches:
+            raise ValueError(
+                f"normalise_advantages makes 0 of the advantage of a minibatch of one step, and the {self.round_size} "
+                f"steps of a round (rollout × envs.count) make {self.minibatches} minibatches; lower minibatches, "
+                "lengthen the rollout, or turn it off"
             )
         return self
 

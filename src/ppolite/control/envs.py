@@ -31,7 +31,9 @@ def actions_of(space: Space[Any], env: str) -> Actions:
     if isinstance(space, Discrete):
         return Actions("discrete", int(space.n), start=int(space.start))
     if isinstance(space, Box) and np.issubdtype(space.dtype, np.floating):
-        return Actions("box", int(np.prod(space.shape)), low=space.low, high=space.high)
+        # A transposed box is not contiguous, and could not be saved.
+        low, high = np.ascontiguousarray(space.low), np.ascontiguousarray(space.high)
+        return Actions("box", int(np.prod(space.shape)), low=low, high=high)
     raise UserError(
         f"{env}: its actions are {space}; the algorithms here know Discrete and Box (of floats) only"
     )

@@ -21,23 +21,12 @@ from ppolite.control.config import Control
 from ppolite.control.envs import make_env, make_envs
 from ppolite.control.policy import Policy
 from ppolite.control.process import one_thread, seeds
-from ppolite.types import UserError
 
 log = logging.getLogger("ppolite")
 
 AT_ONCE = 10
 """Environments of an evaluation."""
 MOST_STEPS = 100_000
-DRAWING_ERRORS = (
-    UserError,
-    gym.error.Error,
-    ImportError,
-    RuntimeError,
-    OSError,
-    AttributeError,
-    AssertionError,
-)
-"""What rendering was seen to raise without a display, without OpenGL, or by a task that cannot be drawn."""
 GIF_FPS, GIF_WIDTH, GIF_COLOURS = 25, 300, 64
 
 
@@ -55,11 +44,14 @@ def evaluate(policy: Policy, config: Control) -> dict[str, float]:
             obs_ND, rewards_N, terminated_N, truncated_N, _ = envs.step(policy.act(obs_ND))
             returns_N += rewards_N
             lengths_N += 1
-            for n in np.flatnonzero(terminated_N | truncated_N | (lengths_N >= MOST_STEPS)):
+            cut_N = (lengths_N >= MOST_STEPS) & ~(terminated_N | truncated_N)
+            for n in np.flatnonzero(terminated_N | truncated_N | cut_N):
                 if left_N[n]:
                     done.append((float(returns_N[n]), int(lengths_N[n])))
                     left_N[n] -= 1
                 returns_N[n], lengths_N[n] = 0.0, 0
+            if cut_N.any():
+                obs_ND, _ = envs.reset(options={"reset_mask": cut_N})
     returns, lengths = np.array(done).T
     return {
         "return_mean": float(returns.mean()),
@@ -79,12 +71,11 @@ def film(policy: Policy, config: Control, path: Path) -> bool:
             fps = float(env.metadata.get("render_fps") or 30)
             every = max(1, round(fps / GIF_FPS))
             frames = _frames(policy, env, seed, steps=int(seconds * fps), every=every)
-    except DRAWING_ERRORS as error:
-        log.warning(
-            "%s: no GIF, for it cannot be drawn here (%s)", config.env, " ".join(str(error).split())[:200]
-        )
+        pictures = [_picture(frame) for frame in frames]
+    except Exception as error:  # noqa: BLE001  drawing is the work of others, and the run is done
+        why = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        log.warning("%s: no GIF, for it cannot be drawn here (%s)", config.env, why)
         return False
-    pictures = [_picture(frame) for frame in frames]
     pause = round(1000 * every / fps)
     pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=pause, loop=0, optimize=True)
     return True

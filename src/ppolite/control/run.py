@@ -13,6 +13,7 @@ import json
 import logging
 import math
 import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from ppolite.control.policy import Policy
 from ppolite.control.train import train
 from ppolite.obs.control_report import write_control_report
 from ppolite.obs.sinks import METRICS, MetricsLog
-from ppolite.types import UserError
+from ppolite.types import Interrupted, UserError
 
 log = logging.getLogger("ppolite")
 
@@ -34,7 +35,12 @@ def run_control(config: Control, run_dir: Path) -> dict[str, Any]:
     """All of it, into a new folder, or one whose run was interrupted. Returns what eval.json says."""
     _make_room(run_dir)
     save_recipe(config, run_dir / "recipe.yaml")
-    policy = train(config, run_dir)
+    try:
+        policy = train(config, run_dir)
+    except KeyboardInterrupt:
+        raise Interrupted(
+            f"interrupted before a policy was saved; `{_anew(run_dir)}` starts anew", signal.SIGINT
+        ) from None
     about = {
         "env": config.env,
         "algorithm": config.algorithm,
@@ -46,7 +52,11 @@ def run_control(config: Control, run_dir: Path) -> dict[str, Any]:
 
 
 def look(config: Control, run_dir: Path) -> dict[str, Any]:
-    """Evaluate and film the saved policy, and write the report."""
+    """Evaluate and film the saved policy, and write the report. Raises UserError where there is none."""
+    if not (run_dir / POLICY).exists():
+        raise UserError(
+            f"{run_dir}: was interrupted before a policy was saved; `{_anew(run_dir)}` starts anew"
+        )
     policy = Policy.load(run_dir / POLICY)
     result = evaluate(policy, config)
     if not all(map(math.isfinite, result.values())):
@@ -66,6 +76,10 @@ def look(config: Control, run_dir: Path) -> dict[str, Any]:
         film(policy, config, run_dir / "agent.gif")
     log.info("report: %s", write_control_report(run_dir))
     return whole
+
+
+def _anew(run_dir: Path) -> str:
+    return f"ppolite control {run_dir / 'recipe.yaml'} --out {run_dir}"
 
 
 def _make_room(run_dir: Path) -> None:

@@ -1,6 +1,7 @@
 """The loop: play a round, learn from it, log; now and then look at the policy.
 
-Left out: several machines, and going on with an interrupted run (a run takes minutes).
+Left out: several machines, and going on with an interrupted run (the longest of the shipped recipes takes three
+quarters of an hour).
 
     ppolite control CartPole-v1 --algorithm ppo-clip
 """

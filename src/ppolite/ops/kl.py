@@ -27,6 +27,7 @@ import torch
 if TYPE_CHECKING:
     from torch import Tensor
 
+_LEAST_BETA, _MOST_BETA = 1e-9, 1e9
 _LOG_2PI = math.log(2 * math.pi)
 
 Estimator = Literal["k1", "k2", "k3"]
@@ -162,7 +163,8 @@ class AdaptivePenalty:
 
         d < target / 1.5  →  β ← β / 2 ;   d > 1.5 · target  →  β ← 2β
 
-    after each policy update with d = E_t[KL(π_old‖π_θ)], for the next update.
+    after each policy update with d = E_t[KL(π_old‖π_θ)], for the next update. β stays between 1e-9 and 1e9,
+    which the paper does not say: from 0 or infinity no factor leads back.
     """
 
     beta: float = 1.0
@@ -179,9 +181,9 @@ class AdaptivePenalty:
         """
         _require_finite(kl_token)
         if kl_token < self.target / 1.5:
-            self.beta /= 2
+            self.beta = max(self.beta / 2, _LEAST_BETA)
         elif kl_token > 1.5 * self.target:
-            self.beta *= 2
+            self.beta = min(self.beta * 2, _MOST_BETA)
 
     def state_dict(self) -> dict[str, float]:
         return {"beta": self.beta}
