@@ -24,12 +24,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from benchmarks.figures import Book
 from benchmarks.harness import BENCH, arguments
 from benchmarks.inputs import SHORT, models
 from ppolite import PPO, load_recipe
+from ppolite.ops.packing import common_prefix
 from ppolite.types import Rollout
 
 GIGA = 1e9
@@ -134,10 +135,7 @@ def usual(shape: Shape, t: Tokens, updates: int) -> dict[str, float]:
 def measured(phase: Phase, *, count: bool) -> Iterator[None]:
     """Time a phase, or count its operations: counting takes time itself."""
     if count:
-        # Of torch's own operators this one has no formula there.
-        with FlopCounterMode(
-            display=False, custom_mapping={torch.ops.mkldnn._linear_pointwise: _prepacked}
-        ) as counter:
+        with FlopCounterMode(display=False, custom_mapping=FORMULAS) as counter:
             yield
         phase.executed += counter.get_total_flops()
         return
@@ -151,6 +149,22 @@ def measured(phase: Phase, *, count: bool) -> Iterator[None]:
 def _prepacked(input_shape: Sequence[int], weight_shape: Sequence[int], *_: Any, **__: Any) -> int:
     """Of a product with a prepacked weight (models/prepacked.py)."""
     return 2 * math.prod(input_shape) * weight_shape[0]
+
+
+def _attention(q_shape: Any, k_shape: Any, v_shape: Any, *_: Any, **__: Any) -> int:
+    return sdpa_flop_count(q_shape, k_shape, v_shape)
+
+
+def _attention_backward(grad_shape: Any, q_shape: Any, k_shape: Any, v_shape: Any, *_: Any, **__: Any) -> int:
+    return sdpa_backward_flop_count(grad_shape, q_shape, k_shape, v_shape)
+
+
+FORMULAS = {
+    torch.ops.mkldnn._linear_pointwise: _prepacked,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
+}
+"""Of operators of torch on a CPU for which its counter has none."""
 
 
 def step(ppo: PPO, phases: dict[str, Phase], *, count: bool) -> list[Rollout]:
@@ -174,8 +188,8 @@ def look(ppo: PPO, shape: Shape) -> tuple[dict[str, Phase], Tokens]:
     step(ppo, phases, count=True)
     ppo.restore(before)
     rollouts = step(ppo, phases, count=False)
-    _, seqs = ppo.last
-    tokens = Tokens.of(rollouts, seqs.prefix_P.numel(), ppo.config.max_new_tokens)
+    shared = common_prefix([r.prompt_ids for r in rollouts])
+    tokens = Tokens.of(rollouts, shared, ppo.config.max_new_tokens)
     least = needed(
         shape,
         tokens,

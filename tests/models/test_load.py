@@ -10,7 +10,14 @@ from tests import tiny
 from transformers import AutoModelForSequenceClassification
 
 from ppolite.models import load
-from ppolite.models.load import compute_dtype, load_causal, load_reward, load_tokenizer, pick_device
+from ppolite.models.load import (
+    compute_dtype,
+    load_causal,
+    load_classifier,
+    load_reward,
+    load_tokenizer,
+    pick_device,
+)
 from ppolite.types import UserError
 
 
@@ -78,6 +85,17 @@ def test_a_foreign_classifier_has_no_units(tmp_path: Path) -> None:
     _, head, norm = load_reward(str(tmp_path), tiny.CPU)
     assert (norm.mean, norm.std, norm.offset) == (0.0, 1.0, 0.0)
     assert head.weight.shape == (1, 16)
+
+
+def test_half_precision_leaves_rotary_frequencies_as_they_are(tmp_path: Path) -> None:
+    tiny.classifier(tiny.model()).save_pretrained(tmp_path)
+    half = load_classifier(str(tmp_path), tiny.CPU, torch.bfloat16)
+    whole = load_classifier(str(tmp_path), tiny.CPU, torch.float32)
+    assert {p.dtype for p in half.parameters()} == {torch.bfloat16}
+    frequencies = [(name, x) for name, x in half.named_buffers() if name.endswith("inv_freq")]
+    assert frequencies
+    for name, x in frequencies:
+        assert torch.equal(x, whole.get_buffer(name))
 
 
 def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,3 +1,5 @@
+import itertools
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -50,6 +52,26 @@ def test_even_batches(lengths: list[int], budget: int):
     together = [tokens for batch, tokens in zip(batches, sums, strict=True) if len(batch) > 1]
     longest = max((n for n in lengths if n <= budget), default=0)
     assert max(together, default=0) - min(sums, default=0) <= longest or len(batches) > len(together)
+
+
+def counted(lengths: list[int], budget: int) -> int:
+    """The fewest batches that balancing finds, by trying every number from one on."""
+    for count in itertools.count(1):
+        tokens = [0] * count
+        for n in sorted(lengths, reverse=True):
+            tokens[tokens.index(min(tokens))] += n
+        if max(tokens) <= budget:
+            return count
+    raise AssertionError
+
+
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=20), st.integers(40, 100))
+def test_no_number_of_batches_is_passed_over(lengths: list[int], budget: int):
+    assert len(even_batches(lengths, budget)) == counted(lengths, budget)
+
+
+def test_rows_over_half_a_pack():
+    assert len(even_batches([70] * 3_000, 128)) == 3_000  # minutes, if every smaller number were tried
 
 
 def test_prefix_by_hand():

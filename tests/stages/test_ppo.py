@@ -206,8 +206,8 @@ def test_a_step_makes_good_responses_likelier(world: World, tmp_path: Path) -> N
     ppo = PPO(world.recipe(ppo__kl__beta=0, ppo__epochs=1, ppo__minibatches=1), tmp_path)
     rollouts = ppo.generate(ppo.next_prompts())
     half = len(rollouts) // 2
-    ppo.step(rollouts, [1.0] * half + [-1.0] * half)
-    experience, seqs = ppo.last
+    experience, seqs = ppo.prepare(rollouts, [1.0] * half + [-1.0] * half)
+    ppo.learn(experience, seqs)
     gained = torch.where(
         experience.mask_BR, policy_logprobs(ppo.roles, seqs, ppo.config) - experience.logprobs_BR, 0.0
     ).sum(1)

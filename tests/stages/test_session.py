@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from ppolite.stages.checkpoint import Checkpoints
 from ppolite.stages.learner import Fitting
 from ppolite.stages.ppo import PPO
 from ppolite.stages.reward import RewardModel
-from ppolite.stages.run import run_stage
+from ppolite.stages.run import STAGES, run_stage
 from ppolite.stages.sft import SFT
 from ppolite.types import Interrupted, Rollout, UserError
 
@@ -594,6 +595,47 @@ def test_interrupted_amid_skipped_updates_it_goes_on_as_if_it_had_not_been(
     assert (parts / report).read_text() == (whole / report).read_text()
     rows, others = ([{**row, "time": 0} for row in read_metrics(folder)] for folder in (whole, parts))
     assert rows == others
+
+
+def test_figures_are_those_of_the_weights_that_it_goes_back_to_at_the_end(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = RewardModel(world.recipe(sft=None, ppo=None, doctor="off", checkpoint__every=7), tmp_path)
+    update, last = model.update, model.learner.total - 3
+
+    def broken(rows: Any, loss: float) -> dict[str, float]:
+        nonlocal calls
+        calls += 1
+        return update(rows, loss if calls < last else math.nan)
+
+    calls = 0
+    monkeypatch.setattr(model, "update", broken)
+    found = model.run()
+    assert "back to the weights of step 14" in caplog.text
+    logged = [row["heldout/spearman"] for row in read_metrics(tmp_path) if "heldout/spearman" in row]
+    other = RewardModel(world.recipe(sft=None, ppo=None, doctor="off"), tmp_path / "other")
+    other.take(tmp_path / "reward")
+    assert found == json.loads((tmp_path / "reward" / "agreement.json").read_text())
+    assert found["spearman"] == logged[-1] == pytest.approx(other.agreement()["spearman"], abs=1e-6)
+    rows = other.train[:32]
+    error = sum(row.target - score for row, (score,) in zip(rows, other.predict(rows), strict=True))
+    assert error == pytest.approx(0, abs=1e-3)
+
+
+def test_nothing_of_a_finished_stage_is_left_in_memory(
+    world: World, trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What comes next, the evaluation, would not fit beside it."""
+    made: list[weakref.ref[PPO]] = []
+
+    def stage(*args: Any) -> PPO:
+        ppo = PPO(*args)
+        made.append(weakref.ref(ppo))
+        return ppo
+
+    monkeypatch.setitem(STAGES, "ppo", stage)
+    run_stage("ppo", world.recipe(ppo__steps=1), trained)
+    assert [ref() for ref in made] == [None]
 
 
 def test_a_loop_of_ones_own_learns_of_it(world: World, trained: Path) -> None:

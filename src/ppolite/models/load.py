@@ -155,12 +155,16 @@ def load_tokenizer(source: str, *, trust_remote_code: bool = False) -> PreTraine
     return _pretrained(AutoTokenizer, source, trust_remote_code)
 
 
-def _model(auto: Any, source: str, device: torch.device, trust_remote_code: bool) -> PreTrainedModel:
+def _model(
+    auto: Any,
+    source: str,
+    device: torch.device,
+    trust_remote_code: bool,
+    dtype: torch.dtype = torch.float32,
+) -> PreTrainedModel:
     gguf = source.endswith(".gguf")
     kind = {"quantization_config": GgufConfig(dequantize=True)} if gguf else {"use_safetensors": True}
-    model, info = _pretrained(
-        auto, source, trust_remote_code, dtype=torch.float32, output_loading_info=True, **kind
-    )
+    model, info = _pretrained(auto, source, trust_remote_code, dtype=dtype, output_loading_info=True, **kind)
     if getattr(model, "_hf_peft_config_loaded", False):
         raise UserError(
             f"model {source}: it brings an adapter along; merge it into its model and name the result"
@@ -186,8 +190,8 @@ def load_classifier(
     source: str, device: torch.device, dtype: torch.dtype, *, trust_remote_code: bool = False
 ) -> PreTrainedModel:
     """A sequence classifier, whatever its head and its number of labels, held in `dtype`. Raises as `load_causal`."""
-    model: Any = _model(AutoModelForSequenceClassification, source, device, trust_remote_code)
-    return model.to(dtype)
+    # Not `.to(dtype)` afterwards: that would round the frequencies of rotary positions, too, which are to stay float32.
+    return _model(AutoModelForSequenceClassification, source, device, trust_remote_code, dtype)
 
 
 def load_reward(

@@ -37,6 +37,10 @@ class Sequences:
     """Column of ids_BT at which the response begins (at least 1)."""
     mask_BR: Tensor
     """True on response tokens."""
+    lengths: list[int]
+    """Tokens of each row after the shared prefix; known here, so that nobody waits for a GPU to hear of them."""
+    answers: list[int]
+    """Those of its response."""
     h_prefix_1PD: Tensor | None = None
     h_BTD: Tensor | None = None
     """Output of the frozen bottom, when it has been run."""
@@ -56,23 +60,20 @@ class Sequences:
         shared = common_prefix(prompts)
         rows = [[*p[shared:], *r] for p, r in zip(prompts, responses, strict=True)]
         ids = nn.utils.rnn.pad_sequence([torch.tensor(r) for r in rows], batch_first=True)
-        lengths = torch.tensor([len(r) for r in rows])
-        answer = torch.tensor([len(r) for r in responses])
+        lengths, answers = [len(r) for r in rows], [len(r) for r in responses]
+        length_B, answer_B = torch.tensor(lengths), torch.tensor(answers)
         return cls(
             prefix_P=torch.tensor(list(prompts[0][:shared]), dtype=torch.long, device=device),
             ids_BT=ids.to(device),
-            mask_BT=(torch.arange(ids.shape[1]) < lengths[:, None]).to(device),
-            starts_B=(lengths - answer).to(device),
-            mask_BR=(torch.arange(int(answer.max())) < answer[:, None]).to(device),
+            mask_BT=(torch.arange(ids.shape[1]) < length_B[:, None]).to(device),
+            starts_B=(length_B - answer_B).to(device),
+            mask_BR=(torch.arange(max(answers)) < answer_B[:, None]).to(device),
+            lengths=lengths,
+            answers=answers,
         )
 
     def __len__(self) -> int:
         return self.ids_BT.shape[0]
-
-    @property
-    def lengths(self) -> list[int]:
-        """Tokens of each row after the shared prefix."""
-        return self.mask_BT.sum(1).tolist()
 
     def batches(self, budget: int) -> list[list[int]]:
         """Micro-batches of the rows."""
@@ -86,14 +87,16 @@ class Sequences:
     def select(self, rows: Sequence[int]) -> Sequences:
         """The given rows, trimmed to the longest of them."""
         pick = torch.tensor(rows, device=self.ids_BT.device)
-        mask_BT, mask_BR = self.mask_BT[pick], self.mask_BR[pick]
-        T, R = int(mask_BT.sum(1).max()), int(mask_BR.sum(1).max())
+        lengths, answers = [self.lengths[i] for i in rows], [self.answers[i] for i in rows]
+        T, R = max(lengths), max(answers)
         return replace(
             self,
             ids_BT=self.ids_BT[pick, :T],
-            mask_BT=mask_BT[:, :T],
+            mask_BT=self.mask_BT[pick, :T],
             starts_B=self.starts_B[pick],
-            mask_BR=mask_BR[:, :R],
+            mask_BR=self.mask_BR[pick, :R],
+            lengths=lengths,
+            answers=answers,
             h_BTD=None if self.h_BTD is None else self.h_BTD[pick, :T],
         )
 

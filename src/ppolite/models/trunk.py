@@ -191,6 +191,8 @@ def checked_trunk(
         """Infinite where the model's own code cannot be run so: layers can ask for other shapes than these."""
         try:
             return verify(model, split, rows, **ways)
+        except torch.OutOfMemoryError:  # a RuntimeError too, and other ways need as much
+            raise
         except (ValueError, IndexError, TypeError, RuntimeError) as error:
             errors.append(error)
             return math.inf

@@ -50,13 +50,15 @@ def even_batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
     single = [[i] for i in order if lengths[i] > budget]
     rest = order[len(single) :]
-    for count in range(max(-(-sum(lengths[i] for i in rest) // budget), 1), len(rest) + 1):
+    long = sum(2 * lengths[i] > budget for i in rest)  # no two of these share a batch
+    least = -(-sum(lengths[i] for i in rest) // budget)
+    for count in range(max(least, long, 1), len(rest) + 1):
         batches: list[list[int]] = [[] for _ in range(count)]
         tokens = [0] * count
         for i in rest:
-            least = tokens.index(min(tokens))
-            batches[least].append(i)
-            tokens[least] += lengths[i]
+            emptiest = tokens.index(min(tokens))
+            batches[emptiest].append(i)
+            tokens[emptiest] += lengths[i]
         if max(tokens) <= budget:
             by_size = sorted(range(count), key=lambda b: -tokens[b])
             return single + [batches[b] for b in by_size if batches[b]]

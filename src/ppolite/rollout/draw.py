@@ -29,7 +29,11 @@ def draw(logits_BV: Tensor, uniform_B: Tensor, sampling: Sampling) -> tuple[Tens
     if sampling.top_p < 1:
         _cut(logits_BV, sampling.top_p)
     top_B1 = logits_BV.amax(-1, keepdim=True)
-    cdf_BV = (logits_BV - top_B1).exp_().cumsum_(-1)
+    p_BV = (logits_BV - top_B1).exp_()
+    if p_BV.is_cuda and len(p_BV) == 1:
+        # CUDA sums a lone row by another scan, whose sums need not grow with the tokens.
+        p_BV = p_BV.repeat(2, 1)
+    cdf_BV = p_BV.cumsum_(-1)[: len(logits_BV)]
     total_B1 = cdf_BV[:, -1:]
     # Below the total wherever rounding puts u·total, since no token lies beyond. And a token without mass is never the
     # first whose sum is larger than something.
@@ -45,7 +49,8 @@ def _cut(logits_BV: Tensor, top_p: float) -> None:
     Sorting a vocabulary takes longer than a small model's layers, so only the likeliest tokens are sorted: more of them
     until every row's set is among them.
     """
-    V, K = logits_BV.shape[1], 512
+    V = logits_BV.shape[1]
+    K = V if logits_BV.is_cuda else 512  # a GPU sorts quickly, and should not wait for the host to look
     p_BV = logits_BV.softmax(-1)
     while True:
         p_BK, token_BK = p_BV.topk(min(K, V))

@@ -38,6 +38,7 @@ def sequences(roles: Roles, rollouts: Sequence[Rollout], budget: int) -> Sequenc
     if roles.last is None or [id(r) for r in roles.last[0]] != [id(r) for r in rollouts]:
         prompts, responses = [r.prompt_ids for r in rollouts], [r.response_ids for r in rollouts]
         seqs = Sequences.of(prompts, responses, roles.policy.device)
+        roles.last = None  # let the hidden states of the round before go
         roles.last = list(rollouts), roles.trunk.bottom(seqs, budget)
     return roles.last[1]
 

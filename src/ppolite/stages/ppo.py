@@ -198,7 +198,6 @@ class PPO:
             self.leash.update(kl, int(total(sequences)))
         self.steps_done += 1
         self.generator.version = self.updates.policy.done
-        self.last = (experience, seqs)
         return metrics
 
     def evaluate(self) -> dict[str, float]:
@@ -241,31 +240,34 @@ class PPO:
             if session.begun_anew:
                 session.metrics.log(0, self.evaluate())
             for step in session:
-                started, self.rounds.seconds = time.perf_counter(), 0.0
-                with session.untouched():
-                    experience, seqs = self.prepare(*self.next_round())
-                    worn = self.worn(experience, step)
-                    if worn and self.config.on_low_ess == "draw":
-                        self.rounds.renew()
-                        experience, seqs = self.prepare(*self.next_round())
-                if worn and self.config.on_low_ess != "draw":
-                    end = {"stopped": True, "samples/drawn": self.rounds.drawn}
-                    session.log(experience.diagnostics | worn | end | self.evaluate())
-                    stopped = {"stopped_at": step}
-                    break
-                row = self.learn(experience, seqs) | worn
-                row |= {"time/generate_s": self.rounds.seconds, "time/step_s": time.perf_counter() - started}
-                if step % self.config.eval_every == 0 or step == session.total:
-                    row |= self.evaluate()
-                    new_BR = policy_logprobs(self.roles, seqs, self.config)
-                    write_rollouts(self.run_dir, step, experience, new_BR, self.opened.tokenizer)
-                alarms = self.alarms(row, step)
-                step_line(step, session.total, row)
-                session.log(row | {"alarms": alarms} if alarms else row)
-                if alarms and self.recipe.watch.on_alarm == "stop":
+                if not self._one_step(session, step):
                     stopped = {"stopped_at": step}
                     break
             return self.finish() | stopped
+
+    def _one_step(self, session: Session, step: int) -> bool:
+        """A round, from its answers to its metrics. False where the run is to stop with it."""
+        started, self.rounds.seconds = time.perf_counter(), 0.0
+        with session.untouched():
+            experience, seqs = self.prepare(*self.next_round())
+            worn = self.worn(experience, step)
+            if worn and self.config.on_low_ess == "draw":
+                self.rounds.renew()
+                experience, seqs = self.prepare(*self.next_round())
+        if worn and self.config.on_low_ess != "draw":
+            end = {"stopped": True, "samples/drawn": self.rounds.drawn}
+            session.log(experience.diagnostics | worn | end | self.evaluate())
+            return False
+        row = self.learn(experience, seqs) | worn
+        row |= {"time/generate_s": self.rounds.seconds, "time/step_s": time.perf_counter() - started}
+        if step % self.config.eval_every == 0 or step == session.total:
+            row |= self.evaluate()
+            new_BR = policy_logprobs(self.roles, seqs, self.config)
+            write_rollouts(self.run_dir, step, experience, new_BR, self.opened.tokenizer)
+        alarms = self.alarms(row, step)
+        step_line(step, session.total, row)
+        session.log(row | {"alarms": alarms} if alarms else row)
+        return not (alarms and self.recipe.watch.on_alarm == "stop")
 
     def worn(self, experience: Experience, step: int) -> dict[str, float]:
         """`ess/worn` where a round's effective sample size is below the floor, with a line of log; else empty."""

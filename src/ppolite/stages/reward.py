@@ -294,12 +294,18 @@ class RewardModel:
                     loss = self.gradients(rows)
                 row = self.update(rows, loss)
                 if step == session.total:
-                    self._fit_mean()
-                    self.found = self.agreement()
-                    row |= {f"heldout/{k}": v for k, v in self.found.items() if isinstance(v, float)}
+                    row |= self._measure()
                 session.log(row, f"loss {row['loss/train']:.3f}")
+            if not self.found:  # the last updates were skipped, and the run went back to other weights
+                session.metrics.log(session.total, self._measure())
             self._save(self.found)
         return self.found
+
+    def _measure(self) -> dict[str, float]:
+        """Fit the mean, look at held-out rows. Returns what is to be logged."""
+        self._fit_mean()
+        self.found = self.agreement()
+        return {f"heldout/{k}": v for k, v in self.found.items() if isinstance(v, float)}
 
     def stream(self) -> Iterator[list[Row]]:
         """The batches of all epochs."""
@@ -322,11 +328,11 @@ class RewardModel:
     def restore(self, state: State) -> None:
         self.go_back(state)
         self.learner.done, self.fitting.tokens = state["learner"]["done"], state["tokens"]
-        self.mean, self.found = state["mean"], state["found"]
 
     def go_back(self, state: State) -> None:
         put_weights(self.body, state["weights"])
         self.learner.restore_moments(state["learner"])
+        self.mean, self.found = state["mean"], state["found"]
 
     def _save(self, agreement: dict[str, Any]) -> None:
         assert self.body.score is not None

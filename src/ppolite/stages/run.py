@@ -8,6 +8,7 @@ a run that has its first stages from another one.
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import os
@@ -131,7 +132,9 @@ def run_stage(stage: str, recipe: Recipe, run_dir: Path, *, allow_changes: bool 
     `allow_changes`: go on with an interrupted stage although the recipe has changed.
     """
     check_unchanged(recipe, run_dir, redo=stage)
-    return STAGES[stage](recipe, run_dir).run(allow_changes=allow_changes)
+    result = STAGES[stage](recipe, run_dir).run(allow_changes=allow_changes)
+    gc.collect()  # a trainer's parts refer to each other, and what comes next would not fit beside it
+    return result
 
 
 def _look_ahead(recipe: Recipe, stages: list[str]) -> None:

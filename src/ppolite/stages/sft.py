@@ -91,7 +91,7 @@ class SFT:
         """Mean loss per answer token, nats; gradients are accumulated when `backward`."""
         seqs = Sequences.of([p for p, _ in rows], [r for _, r in rows], self.opened.device)
         seqs = self.trunk.bottom(seqs, self.fitting.tokens)
-        tokens = int(seqs.mask_BR.sum())
+        tokens = sum(seqs.answers)
         total = 0.0
         with torch.set_grad_enabled(backward):
             for part in seqs.batches(self.fitting.tokens):
@@ -169,8 +169,8 @@ class SFT:
         self.go_back(state)
         self.learner.done = state["learner"]["done"]
         self.fitting.tokens = state["tokens"]
-        self.before, self.after = state["losses"]
 
     def go_back(self, state: State) -> None:
         put_weights(self.body, state["weights"])
         self.learner.restore_moments(state["learner"])
+        self.before, self.after = state["losses"]

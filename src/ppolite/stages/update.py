@@ -115,7 +115,7 @@ class Updates:
     ) -> Metrics:
         """What these rows add to the gradients of a minibatch of `denom` tokens, and to its metrics."""
         config = self.config
-        metrics: Metrics = {}
+        told: dict[str, Tensor] = {}
         for part in seqs.select(rows).batches(self.fitting.tokens) if rows else ():
             micro = [rows[i] for i in part]
             batch, known = seqs.select(micro), experience.select(micro)
@@ -138,9 +138,12 @@ class Updates:
             (vloss if hidden_ND is None else loss + config.value_weight * vloss).backward()
             figures |= {"value/loss": vloss.detach(), "value/clip_fraction": vfigures["clip_fraction"]}
             for key, value in figures.items():
-                old = metrics.get(key, 0.0)
-                metrics[key] = max(old, float(value)) if key in MAXIMA else old + float(value)
-        return metrics
+                figure = value.double()
+                if key in told:
+                    figure = told[key].maximum(figure) if key in MAXIMA else told[key] + figure
+                told[key] = figure
+        # Together, so that the host waits for a GPU once.
+        return dict(zip(told, torch.stack(list(told.values())).tolist(), strict=True)) if told else {}
 
     def _clear(self) -> None:
         self.policy.clear()

@@ -221,7 +221,8 @@ def _same(name: str, what: str, a_N: Tensor, b_N: Tensor) -> Finding:
         f"{differ} of {len(a_N)} {what} are others the second time"
         if differ
         else f"{len(a_N)} {what}, the same bits twice",
-        "an interrupted run will not go on to the bit: torch.use_deterministic_algorithms(True), or fewer threads",
+        "an interrupted run will not go on to the bit: fewer threads, or from Python "
+        "torch.use_deterministic_algorithms(True), on a GPU with CUBLAS_WORKSPACE_CONFIG=:4096:8",
         warn=differ > 0,
     )
 
