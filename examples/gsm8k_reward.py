@@ -1,10 +1,11 @@
 """A reward that can be checked: 1 where the answer to a GSM8K question ends with the right number, else 0.
 
     ppo:
-      prompts: {path: ../shared/data/gsm8k_model_solutions.jsonl, columns: {prompt: question}}
+      prompts: {path: example_model_solutions.jsonl, columns: {prompt: question}}
       rewards: [{kind: function, function: "examples/gsm8k_reward.py:right_answer"}]
 
-`ground_truth` is a column of that file; the function gets it because its signature names it.
+The file is grade_school_math/data/example_model_solutions.jsonl of github.com/openai/grade-school-math, where
+`ground_truth` is a column; the function gets it because its signature names it.
 """
 
 import re

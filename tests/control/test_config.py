@@ -129,7 +129,7 @@ def test_what_is_wrong_is_said(tree: dict[str, Any], message: str) -> None:
 
 
 def test_unknown_algorithms_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="unknown algorithm 'ppo'; did you mean ppo-kl"):
+    with pytest.raises(UserError, match="unknown algorithm 'ppo'; did you mean ppo-clip"):
         load_control("cartpole", algorithm="ppo")
     (tmp_path / "r.yaml").write_text("env: X-v0\nalgorithms: {a3c: {}}\n")
     with pytest.raises(UserError, match="unknown algorithm 'a3c'; did you mean a2c"):

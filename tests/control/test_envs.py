@@ -76,7 +76,7 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         raise gym.error.DependencyNotInstalled("MuJoCo is not installed")
 
     monkeypatch.setattr(gym, "make", missing)
-    with pytest.raises(UserError, match=re.escape("pip install 'ppolite[control]'")):
+    with pytest.raises(UserError, match=re.escape("pip install '.[control]'")):
         make_env(config_of("Hopper-v5"))
 
 

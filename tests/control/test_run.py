@@ -136,12 +136,13 @@ def test_report_of_a_control_run(finished: Path, ppolite: Run, tmp_path: Path) -
     ("argv", "expected"),
     [
         (["CartPol-v1"], "did you mean CartPole-v1?"),
-        (["CartPole-v1", "--algorithm", "ppo"], "unknown algorithm 'ppo'; did you mean ppo-kl"),
+        (["CartPole-v1", "--algorithm", "ppo"], "unknown algorithm 'ppo'; did you mean ppo-clip"),
         (["CartPole-v1", "--set", "gama=1"], "unknown key `gama`; did you mean `gamma`?"),
         (["CartPole-v1", "--algorithm", "a2c", "--set", "clip=0.1"], "a2c, which has no `clip`"),
         (["CartPole-v1", "--set", "net.log_std=-1"], "net.log_std: the actions are discrete"),
         (["tiny/Wild-v0", "--set", "envs.options={actions: multi}"], "MultiDiscrete"),
         (["nowhere.yaml"], "nowhere.yaml: no such recipe"),
+        (["film"], "film: a recipe of RLHF, not of control; `ppolite run film` runs it"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_one_sentence(argv: list[str], expected: str, ppolite: Run) -> None:
@@ -150,7 +151,7 @@ def test_what_is_wrong_is_one_sentence(argv: list[str], expected: str, ppolite: 
 
 def test_a_missing_extra_is_named(ppolite: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert "pip install 'ppolite[control]'" in refuse(ppolite, "control", "CartPole-v1")
+    assert "pip install '.[control]'" in refuse(ppolite, "control", "CartPole-v1")
 
 
 def test_help_imports_neither_torch_nor_gymnasium() -> None:

@@ -54,6 +54,14 @@ def test_a_fraction_holds_out_that_share_and_the_same_prompts_in_every_file() ->
     assert len(split_by_prompt(prompts, 300)[1]) == 300
 
 
+def test_a_file_of_what_another_split_left_has_held_out_rows_too() -> None:
+    """Candidates are drawn for training prompts, whose numbers are all above the fraction."""
+    train, _ = split_by_prompt([asks(f"prompt {i}") for i in range(1000)], 0.1)
+    candidates = [Example(prompt, answer) for prompt in train[:200] for answer in "abcd"]
+    assert len(split_by_prompt(candidates, 0.1)[1]) == 40
+    assert len(split_by_prompt(candidates[:80], 0.2)[1]) >= 8
+
+
 def test_case_and_spacing_do_not_make_another_prompt() -> None:
     same = [asks("The  Film is"), asks("the film IS"), asks("the\nfilm is"), asks("the film was")]
     train, held = split_by_prompt(same, 0.5)

@@ -9,7 +9,7 @@ from typing import Annotated
 import tyro
 
 from ppolite.cli.place import Set_
-from ppolite.config import run_folder
+from ppolite.config import run_folder, shipped
 from ppolite.control.config import control_recipe, load_control, load_control_run
 from ppolite.types import UserError
 
@@ -41,13 +41,16 @@ def control(
         if algorithm or out or any(not s.startswith("evaluation.") for s in sets):
             raise UserError(f"{env}: is a run folder; only --set evaluation.KEY=VALUE goes with it")
         folder, config = Path(env), load_control_run(Path(env), sets)
+    elif env in shipped():
+        raise UserError(f"{env}: a recipe of RLHF, not of control; `ppolite run {env}` runs it")
     else:
         config = load_control(env, algorithm=algorithm, overrides=sets)
         name = control_recipe(env)
         folder = out or run_folder(f"{name.stem if name else env}-{config.algorithm}-{config.seed}", env)
     if importlib.util.find_spec("gymnasium") is None:
         raise UserError(
-            "`ppolite control` needs gymnasium, which is not installed; pip install 'ppolite[control]'"
+            "`ppolite control` needs gymnasium, which is not installed; it comes with the extra `control` (pip install "
+            "'.[control]' in ppolite's folder)"
         )
     from ppolite.control.run import look, run_control
 

@@ -51,7 +51,7 @@ def judge_is_there(asked: str = "evaluation.judge is vader", without: str = "eva
     """Ten minutes of training should not end in a missing package."""
     if importlib.util.find_spec("vaderSentiment") is None:
         raise UserError(
-            f"{asked}, but vaderSentiment is not installed; `pip install 'ppolite[demo]'`, "
+            f"{asked}, but vaderSentiment is not installed; `pip install vaderSentiment`, "
             f"or go on with --set {without}"
         )
 

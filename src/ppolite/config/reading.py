@@ -15,6 +15,7 @@ import difflib
 import os
 import re
 import reprlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -32,6 +33,18 @@ _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = 80
 
 
+ELSEWHERE = {
+    "learning_rate": "lr", "gae_lambda": "lam", "kl_coef": "beta", "init_kl_coef": "beta", "clip_range": "clip",
+    "cliprange": "clip", "clip_range_vf": "value_clip", "cliprange_value": "value_clip", "vf_coef": "value_coef",
+    "ent_coef": "entropy_coef", "num_ppo_epochs": "epochs", "num_train_epochs": "epochs", "n_epochs": "epochs",
+    "num_mini_batches": "minibatches", "response_length": "max_new_tokens", "max_length": "max_tokens",
+    "total_timesteps": "steps", "total_episodes": "steps", "n_steps": "rollout", "n_envs": "count", "num_envs": "count",
+    "lora_r": "lora_rank", "per_device_train_batch_size": "batch_size", "warmup_ratio": "warmup",
+    "target_kl": "kl_target", "model_name_or_path": "model", "reward_model_path": "reward",
+}  # fmt: skip
+"""What TRL, stable-baselines3 and their neighbours call a key → its last word here."""
+
+
 def _known_keys(section: type[BaseModel], path: tuple[Any, ...]) -> list[str]:
     for before, key in zip((None, *path), path, strict=False):
         if isinstance(key, int) or (isinstance(before, int) and key in SOURCES):
@@ -47,6 +60,27 @@ def _known_keys(section: type[BaseModel], path: tuple[Any, ...]) -> list[str]:
             return []
         section = found[0]
     return list(section.model_fields)
+
+
+def _nearest_key(root: type[BaseModel], at: tuple[Any, ...], key: str) -> str | None:
+    """The key that may be meant by `key` in the section `at`: of that name within it, like one there, or anywhere."""
+    known, wanted = _known_keys(root, at), ELSEWHERE.get(key, key)
+    if wanted in known:
+        return wanted
+    below, anywhere = ([path for path in _paths(root, top) if path[-1] == wanted] for top in (at, ()))
+    if below:
+        return ".".join(min(below, key=len))
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    return near[0] if near else ".".join(min(anywhere, key=len, default=())) or None
+
+
+def _paths(root: type[BaseModel], at: tuple[Any, ...]) -> Iterator[tuple[str, ...]]:
+    """Every key of a section and of those in it, from the top."""
+    for key in _known_keys(root, at):
+        path = (*at, key)
+        if key != "rewards" and not any(isinstance(part, int) for part in path):
+            yield path
+            yield from _paths(root, path)
 
 
 def explain(error: ValidationError, where: str, root: type[BaseModel]) -> UserError:
@@ -67,9 +101,9 @@ def explain(error: ValidationError, where: str, root: type[BaseModel]) -> UserEr
         hint = f"did you mean `{near[0]}`?" if near else f"known here: {', '.join(SOURCES)}"
         return UserError(f"{where}: `{path}` has {f'the kind `{kind}`' if kind else 'no `kind`'}; {hint}")
     if first["type"] == "extra_forbidden":
-        known = _known_keys(root, first["loc"][:-1])
-        near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1, cutoff=0.4)
-        hint = f"did you mean `{near[0]}`?" if near else f"known here: {', '.join(known)}"
+        *at, key = first["loc"]
+        near = _nearest_key(root, tuple(at), str(key))
+        hint = f"did you mean `{near}`?" if near else f"known here: {', '.join(_known_keys(root, tuple(at)))}"
         return UserError(f"{where}: unknown key `{path}`; {hint}")
     if first["type"] == "missing":
         return UserError(f"{where}: `{path}` is missing; add it")
@@ -77,6 +111,11 @@ def explain(error: ValidationError, where: str, root: type[BaseModel]) -> UserEr
         prefix = f"{path}: " if path else ""
         return UserError(f"{where}: {prefix}{first.get('ctx', {})['error']}")
     found = _SHORT.repr(first["input"])
+    if first["type"] == "model_type" and (inside := _known_keys(root, loc)):
+        keys = ", ".join(f"`{path}.{key}`" for key in inside[:3])
+        return UserError(
+            f"{where}: `{path}` is {found}, but it is a section; set {keys} or another key of it"
+        )
     return UserError(f"{where}: `{path}` is {found}; {first['msg'][0].lower()}{first['msg'][1:]}")
 
 
@@ -116,7 +155,9 @@ def read_tree(path: Path, names: list[str]) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise UserError(f"{path}: no such recipe; give a YAML file or one of {', '.join(names)}") from None
+        control = (RECIPES / "control" / f"{path}.yaml").exists()
+        hint = f"`ppolite control {path}` is meant, or a YAML file" if control else "give a YAML file"
+        raise UserError(f"{path}: no such recipe; {hint} or one of {', '.join(names)}") from None
     except (OSError, ValueError) as error:  # no UTF-8, or a NUL in the name
         reason = " ".join(str(error).split())[:200]
         raise UserError(

@@ -330,7 +330,11 @@ def is_control_run(folder: Path) -> bool:
 
 def _known(name: object, where: str) -> None:
     if name not in ALGORITHMS:
-        near = difflib.get_close_matches(str(name), ALGORITHMS, n=1, cutoff=0.3)
+        near = (
+            ["ppo-clip"]
+            if name == "ppo"
+            else difflib.get_close_matches(str(name), ALGORITHMS, n=1, cutoff=0.3)
+        )
         hint = f"did you mean {near[0]}? There" if near else "there"
         raise UserError(
             f"{where}: unknown algorithm {reprlib.repr(name)}; {hint} are {', '.join(ALGORITHMS)}"

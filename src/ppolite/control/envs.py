@@ -57,7 +57,7 @@ def make_env(config: Control, **more: Any) -> gym.Env[Any, Any]:
             f"{name}: no environment of that name; {_nearest(name) or _sentence(error)}"
         ) from None
     except (gym.error.DependencyNotInstalled, ImportError) as error:
-        own = "pip install 'ppolite[control]' brings what Gymnasium's own need"
+        own = "ppolite's extra `control` brings what Gymnasium's own need (pip install '.[control]' in its folder)"
         hint = "; mend the module, or start where it lies" if ":" in name else f"; {own}"
         raise UserError(f"{name}: cannot be imported ({_sentence(error)}){hint}") from None
     except Exception as error:  # what an environment does with options is its own

@@ -35,7 +35,7 @@ def vader_judge(texts: Sequence[str]) -> list[float]:
     except ImportError as error:
         raise UserError(
             "the independent judge needs vaderSentiment, which is not installed; run"
-            " `pip install 'ppolite[demo]'`"
+            " `pip install vaderSentiment`"
         ) from error
     letters = [c for text in texts for c in text if c.isalpha()]
     if 2 * sum(c.isascii() for c in letters) < len(letters):

@@ -2,7 +2,8 @@
 
 Each prompt gets a number from a hash of its text and the seed, and the smallest numbers are held out. So
 the split does not depend on the order of rows, and files that share prompts (SFT examples, scores, PPO
-prompts) hold out the same ones when the same *fraction* is asked for.
+prompts) hold out the same ones when the same *fraction* is asked for. A file of prompts that such a split left for
+training has hardly any of these; there, half the fraction of its own prompts is held out.
 """
 
 from __future__ import annotations
@@ -49,13 +50,16 @@ def split_by_prompt(
     if held_out and len(counts) < 2:
         raise UserError(
             f"{source}: held_out is {held_out}, but all {len(items):,} rows have the same prompt; add rows with other"
-            " prompts, or set held_out to 0"
+            " prompts (or, for SFT alone, set held_out to 0)"
         )
     numbers = sorted((stable_hash(seed, key), key) for key in counts)
     held: set[str] = set()
     rows = 0
     for number, key in numbers:
-        enough = number >= held_out * 2**64 and held if isinstance(held_out, float) else rows >= held_out
+        if isinstance(held_out, float):
+            enough = number >= held_out * 2**64 and len(held) >= max(1, held_out * len(counts) / 2)
+        else:
+            enough = rows >= held_out
         if enough or not held_out:
             break
         held.add(key)

@@ -35,10 +35,15 @@ def verdict(plan: Mapping[str, Any]) -> str:
     if plan["fits"]:
         return f"{peak} at most; {plan['where']} has {has}: it fits"
     said = f"{peak} at most; {plan['where']} has {has}: it does not fit"
-    helps = [f"    --set {change}: {size / 2**30:.1f} GiB" for change, size in plan["changes"]]
+    helps = [
+        f"    --set {change}: {size / 2**30:.1f} GiB{', fits' if size <= plan['has'] else ''}"
+        for change, size in plan["changes"]
+    ]
     if not helps:
         return f"{said}. Choose a smaller model"
-    return "\n".join([f"{said}. With one of these changes:", *helps])
+    enough = any(size <= plan["has"] for _, size in plan["changes"])
+    none = "" if enough else " None is enough alone: combine them, or choose a smaller model."
+    return "\n".join([f"{said}.{none} With one of these changes:", *helps])
 
 
 def _number(size: int) -> str:

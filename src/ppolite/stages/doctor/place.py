@@ -59,7 +59,7 @@ def rights(run_dir: Path) -> Finding:
             name,
             "fail",
             f"{place}: {error.strerror}",
-            "get the right to write there, or choose another --out",
+            "choose another --out, or get the right to write there",
         )
     return Finding(name, "ok", f"{place} can be written to")
 
@@ -125,7 +125,7 @@ def judge(recipe: Recipe) -> Finding:
     return graded(
         name,
         "vaderSentiment",
-        "it is not installed: pip install 'ppolite[demo]', or set evaluation.judge to none",
+        "it is not installed: pip install vaderSentiment, or set evaluation.judge to none",
         fail=importlib.util.find_spec("vaderSentiment") is None,
     )
 
