@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import re
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -75,3 +77,13 @@ def test_sections_of_a_shipped_recipe_stand_alone() -> None:
         tree = yaml.safe_load((RECIPES / f"{name}.yaml").read_text(encoding="utf-8"))
         for key in tree:
             parse_recipe({k: v for k, v in tree.items() if k != key})
+
+
+@pytest.mark.parametrize("page", ["README.md", "README.zh-CN.md"])
+def test_recipes_of_the_readme_load(page: str) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    blocks = re.findall(r"^( *)```yaml\n(.*?)^ *```", text, re.DOTALL | re.MULTILINE)
+    trees = [yaml.safe_load(textwrap.dedent(block)) for _, block in blocks]
+    assert [sorted(tree) for tree in trees] == [["model", "ppo", "reward", "sft", "train", "trunk"], ["ppo"]]
+    for tree in trees:
+        parse_recipe(tree)
