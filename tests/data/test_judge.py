@@ -22,7 +22,7 @@ def test_examples_of_the_package() -> None:
 def test_absent_package(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("vaderSentiment", "vaderSentiment.vaderSentiment"):
         monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(UserError, match=r"pip install 'ppolite\[demo\]'"):
+    with pytest.raises(UserError, match=r"pip install vaderSentiment"):
         vader_judge(["good"])
 
 

@@ -132,9 +132,7 @@ def run_stage(stage: str, recipe: Recipe, run_dir: Path, *, allow_changes: bool 
     `allow_changes`: go on with an interrupted stage although the recipe has changed.
     """
     check_unchanged(recipe, run_dir, redo=stage)
-    result = STAGES[stage](recipe, run_dir).run(allow_changes=allow_changes)
-    gc.collect()  # a trainer's parts refer to each other, and what comes next would not fit beside it
-    return result
+    return STAGES[stage](recipe, run_dir).run(allow_changes=allow_changes)
 
 
 def _look_ahead(recipe: Recipe, stages: list[str]) -> None:
@@ -175,6 +173,7 @@ def run_recipe(recipe: Recipe, run_dir: Path, *, allow_changes: bool = False) ->
             run_stage(stage, recipe, run_dir, allow_changes=allow_changes)
     result: dict[str, Any] = {}
     if recipe.ppo is not None:
+        gc.collect()  # PPO's parts refer to each other, and the evaluation might not fit beside them
         result = evaluated(recipe, run_dir) or evaluate_run(recipe, run_dir)
     log.info("report: %s", write_report(run_dir))
     return result
