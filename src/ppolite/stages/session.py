@@ -29,6 +29,7 @@ from typing import Any, NoReturn, Protocol
 
 from ppolite.config import Recipe, changed_keys, save_recipe
 from ppolite.dist import single
+from ppolite.obs.alone import alone
 from ppolite.obs.run_files import write_json
 from ppolite.obs.sinks import MetricsLog, progress
 from ppolite.stages.checkpoint import Checkpoints, State
@@ -69,11 +70,12 @@ class Session:
 
     def __enter__(self) -> Session:
         single(f"the loop of {self.stage}")
-        again = begin_again(self.stage, self.trainer, allow_changes=self.allow_changes)
-        self.begun_anew, (self.step, self.returns) = again is None, again or (0, 0)
-        self.checkpoints.begin()
-        save_recipe(self.recipe, self.run_dir / "recipe.yaml")
         with ExitStack() as stack:
+            stack.enter_context(alone(self.run_dir))
+            again = begin_again(self.stage, self.trainer, allow_changes=self.allow_changes)
+            self.begun_anew, (self.step, self.returns) = again is None, again or (0, 0)
+            self.checkpoints.begin()
+            save_recipe(self.recipe, self.run_dir / "recipe.yaml")
             self.metrics = stack.enter_context(
                 MetricsLog(self.run_dir, self.stage, after=-1 if self.begun_anew else self.step)
             )
