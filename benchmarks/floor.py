@@ -172,13 +172,18 @@ def step(ppo: PPO, phases: dict[str, Phase], *, count: bool) -> list[Rollout]:
     prompts = ppo.next_prompts()
     with measured(phases["generate"], count=count):
         rollouts = ppo.generate(prompts)
+    learn(ppo, rollouts, phases, count=count)
+    return rollouts
+
+
+def learn(ppo: PPO, rollouts: Sequence[Rollout], phases: dict[str, Phase], *, count: bool) -> None:
+    """What comes after the answers, each phase measured."""
     with measured(phases["score"], count=count):
         scores = ppo.score(rollouts)
     with measured(phases["prepare"], count=count):
         experience, seqs = ppo.prepare(rollouts, scores)
     with measured(phases["update"], count=count):
         ppo.learn(experience, seqs)
-    return rollouts
 
 
 def look(ppo: PPO, shape: Shape) -> tuple[dict[str, Phase], Tokens]:

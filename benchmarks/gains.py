@@ -8,7 +8,7 @@ All is done in one process, from the same weights, with the same prompts and the
 one epoch. Run it on an idle machine.
 
     python -m benchmarks.gains
-    python -m benchmarks.gains --only "rows in packs" "bottom run once" --dirty
+    python -m benchmarks.gains --only "rows in packs" "bottom run once, kept" --dirty
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.figures import Book, Figure, between, ratio
-from benchmarks.floor import Phase, measured
+from benchmarks.floor import PHASES, Phase, learn, measured
 from benchmarks.harness import BENCH, arguments
 from benchmarks.inputs import SHORT, models
 from ppolite import PPO, load_recipe
@@ -34,7 +34,7 @@ from ppolite.models.sequences import Sequences
 from ppolite.models.trunk import Trunk
 from ppolite.types import Prompt, Rollout
 
-GENERATE, LEARN = ("generate",), ("score", "prepare", "update")
+GENERATE, LEARN = PHASES[:1], PHASES[1:]
 TIME = Figure("seconds", "s", "time")
 
 
@@ -75,7 +75,7 @@ def front_in_each_row(_: PPO) -> Iterator[None]:
 
 WAYS = {
     "bottom run once, kept": Way(LEARN, bottom_each_time),
-    "shared front run once a batch": Way((*GENERATE, *LEARN), front_in_each_row),
+    "shared front run once a batch": Way(PHASES, front_in_each_row),
     "rows in packs": Way(LEARN, lambda ppo: patch.object(ppo.roles.trunk, "packed", False)),
     "rows that have ended leave": Way(
         GENERATE, lambda ppo: patch.object(ppo.generator, "look_every", ppo.config.max_new_tokens)
@@ -103,17 +103,12 @@ class Round:
 
     def run(self, names: Sequence[str], *, count: bool) -> dict[str, Phase]:
         """Do the named phases and what they need, from the beginning."""
-        ppo, phases = self.begin(), {name: Phase() for name in (*GENERATE, *LEARN)}
+        ppo, phases = self.begin(), {name: Phase() for name in PHASES}
         if "generate" in names:
             with measured(phases["generate"], count=count):
                 ppo.generate(self.prompts)
         if "update" in names:
-            with measured(phases["score"], count=count):
-                scores = ppo.score(self.rollouts)
-            with measured(phases["prepare"], count=count):
-                experience, seqs = ppo.prepare(self.rollouts, scores)
-            with measured(phases["update"], count=count):
-                ppo.learn(experience, seqs)
+            learn(ppo, self.rollouts, phases, count=count)
         return {name: phases[name] for name in names}
 
     def begin(self) -> PPO:

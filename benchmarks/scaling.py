@@ -101,8 +101,8 @@ def main() -> None:
     for series in args.only:
         print(f"{series:20}{'s':>8}{'TFLOP':>8}{'GFLOP/s':>9}{'MiB planned':>13}")
         for name, point in SERIES[series].items():
+            told = overrides(point)
             if point not in measured:
-                told = overrides(point)
                 side = Side("ppolite", f"scaling-{name}", worker(OURS, "scaling", overrides=told))
                 measured[point] = measure(side, args.threads) | {
                     "planned_mib": round(planned("film", told)["ppo"])
@@ -113,7 +113,7 @@ def main() -> None:
                 f"{name:20}{seconds:8.1f}{tflop:8.2f}{1000 * tflop / seconds:9.1f}{run['planned_mib']:13,}",
                 flush=True,
             )
-            book.keep(f"{series}: {name}", **run, settings=overrides(point))
+            book.keep(f"{series}: {name}", **run, settings=told)
 
 
 if __name__ == "__main__":

@@ -53,8 +53,9 @@ def cell(experiment: str, name: str, overrides: list[str], *, seed: int, dirty: 
     sha = None if dirty else commit()
     recipe = load_recipe(RECIPE, [f"seed={seed}", *overrides])
     shutil.rmtree(folder, ignore_errors=True)  # what was begun is of settings and code that nobody has noted
+    source = base(seed)
     for part in ("sft", "reward"):
-        shutil.copytree(base(seed) / part, folder / part)
+        shutil.copytree(source / part, folder / part)
     result = run_stage("ppo", recipe, folder)
     made = {
         "name": name,

@@ -44,8 +44,9 @@ def evaluate(policy: Policy, config: Control) -> dict[str, float]:
             obs_ND, rewards_N, terminated_N, truncated_N, _ = envs.step(policy.act(obs_ND))
             returns_N += rewards_N
             lengths_N += 1
-            cut_N = (lengths_N >= MOST_STEPS) & ~(terminated_N | truncated_N)
-            for n in np.flatnonzero(terminated_N | truncated_N | cut_N):
+            ended_N = terminated_N | truncated_N
+            cut_N = (lengths_N >= MOST_STEPS) & ~ended_N
+            for n in np.flatnonzero(ended_N | cut_N):
                 if left_N[n]:
                     done.append((float(returns_N[n]), int(lengths_N[n])))
                     left_N[n] -= 1
