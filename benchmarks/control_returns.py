@@ -2,11 +2,12 @@
 
 Each seed trains by `recipes/control` and plays 100 episodes with the likeliest action; with --peer the other library
 does the same on this machine. Finished runs stay in runs/results/control_returns and are not done again; what they say
-goes into docs/results/control_returns.json, task by task.
+goes into docs/results/control_returns.json, task by task, beside other seeds of the same settings that it has already.
 
     make bench-returns ARGS='CartPole-v1'                       # ppo-clip, seeds 0 1 2
     make bench-returns ARGS='CartPole-v1 --algorithm a2c'
     make bench-returns ARGS='Hopper-v5 --peer --jobs 2'         # and stable-baselines3, seed 0
+    make bench-returns ARGS='HalfCheetah-v5 --seeds 2'          # one more
 """
 
 from __future__ import annotations
@@ -110,7 +111,7 @@ def main() -> None:
         sys.exit(str(error))
     key = f"{config.env} {config.algorithm}"
     kept: dict[str, Any] = json.loads(RESULT.read_text()) if RESULT.exists() else {}
-    kept[key] = kept.get(key, {}) | found
+    kept[key] = joined(kept.get(key, {}), found)
     print(*lines(key, kept[key]), sep="\n")
     loose = [run for run in found["ours"]["seeds"].values() if run["commit"] is None]
     if loose:
@@ -146,9 +147,22 @@ def collect(config: Control, args: argparse.Namespace) -> dict[str, Any]:
         runs |= {job: future.result() for job, future in missing.items()}
     found: dict[str, Any] = {"config": config.model_dump(mode="json", exclude={"seed"})}
     for who in sorted({who for who, _ in runs}):
-        seeds = {str(seed): runs[who, seed] for by, seed in sorted(runs) if by == who}
-        found[who] = {"mean": fmean(run["return_mean"] for run in seeds.values()), "seeds": seeds}
+        found[who] = _with_mean({str(seed): runs[who, seed] for by, seed in sorted(runs) if by == who})
     return found
+
+
+def joined(kept: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
+    """What is found, beside the kept runs of other seeds; ours only where they are of the same settings."""
+    whole = dict(found)
+    for who in ("ours", "sb3"):
+        if who in kept and (who == "sb3" or kept["config"] == found["config"]):
+            seeds = kept[who]["seeds"] | (found[who]["seeds"] if who in found else {})
+            whole[who] = _with_mean(dict(sorted(seeds.items(), key=lambda pair: int(pair[0]))))
+    return whole
+
+
+def _with_mean(seeds: dict[str, Any]) -> dict[str, Any]:
+    return {"mean": fmean(run["return_mean"] for run in seeds.values()), "seeds": seeds}
 
 
 if __name__ == "__main__":

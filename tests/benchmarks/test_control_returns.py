@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from benchmarks.control_returns import MADE, kept_run, lines, own_run
+from benchmarks.control_returns import MADE, joined, kept_run, lines, own_run
 
 from benchmarks import control, control_returns
 from ppolite.config import save_recipe
@@ -32,6 +32,19 @@ def test_a_finished_run_is_kept(tmp_path: Path) -> None:
         assert kept_run(same, folder) == made | {"return_mean": 1.5}
     with pytest.raises(UserError, match="holds a run of other settings"):
         kept_run(config(gamma=0.5), folder)
+
+
+def test_other_seeds_of_the_same_settings_stay() -> None:
+    def of(rollout: int, who: str, **returns: float) -> dict[str, Any]:
+        seeds = {name[1:]: {"return_mean": r} for name, r in returns.items()}
+        return {"config": {"rollout": rollout}, who: {"mean": 0.0, "seeds": seeds}}
+
+    kept = of(8, "ours", s0=1.0, s1=2.0, s10=4.0) | of(8, "sb3", s0=7.0)
+    whole = joined(kept, of(8, "ours", s1=3.0, s2=4.0))
+    assert list(whole["ours"]["seeds"]) == ["0", "1", "2", "10"]
+    assert (whole["ours"]["mean"], whole["sb3"]["mean"]) == (3.0, 7.0)
+    assert list(joined(kept, of(16, "ours", s1=3.0))["ours"]["seeds"]) == ["1"]
+    assert joined({}, of(8, "ours", s1=3.0)) == of(8, "ours", s1=3.0)
 
 
 def test_without_the_other_library_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

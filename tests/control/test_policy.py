@@ -69,11 +69,6 @@ def test_saving_replaces_the_folder_whole(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["policy"]
 
 
-def test_a_deviation_needs_a_box() -> None:
-    with pytest.raises(UserError, match=r"net\.log_std: the actions are discrete"):
-        policy_of("discrete", log_std=-1.0)
-
-
 @pytest.mark.parametrize("what", ["nothing", "not json", "no weights", "broken weights", "other net"])
 def test_what_is_no_policy_is_refused(what: str, tmp_path: Path) -> None:
     folder = tmp_path / "policy"

@@ -139,7 +139,7 @@ def test_report_of_a_control_run(finished: Path, ppolite: Run, tmp_path: Path) -
         (["CartPole-v1", "--algorithm", "ppo"], "unknown algorithm 'ppo'; did you mean ppo-clip"),
         (["CartPole-v1", "--set", "gama=1"], "unknown key `gama`; did you mean `gamma`?"),
         (["CartPole-v1", "--algorithm", "a2c", "--set", "clip=0.1"], "a2c, which has no `clip`"),
-        (["CartPole-v1", "--set", "net.log_std=-1"], "net.log_std: the actions are discrete"),
+        (["CartPole-v1", "--set", "net.log_std=-1"], "net.log_std: the actions of CartPole-v1 are discrete"),
         (["tiny/Wild-v0", "--set", "envs.options={actions: multi}"], "MultiDiscrete"),
         (["nowhere.yaml"], "nowhere.yaml: no such recipe"),
         (["film"], "film: a recipe of RLHF, not of control; `ppolite run film` runs it"),
@@ -147,6 +147,7 @@ def test_report_of_a_control_run(finished: Path, ppolite: Run, tmp_path: Path) -
 )  # fmt: skip
 def test_what_is_wrong_is_one_sentence(argv: list[str], expected: str, ppolite: Run) -> None:
     assert expected in refuse(ppolite, "control", *argv)
+    assert not Path("runs").exists()
 
 
 def test_a_missing_extra_is_named(ppolite: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -106,6 +106,18 @@ def test_logits_that_are_scaled_are_refused() -> None:
             checked_trunk(model, split, probe(), pytest.fail)
 
 
+def test_too_little_memory_is_no_changed_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Torch's allocator of the CPU says it by a plain RuntimeError."""
+    said = "[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory: you tried to …"
+
+    def verify(*_: Any, **__: Any) -> float:
+        raise RuntimeError(said)
+
+    monkeypatch.setattr("ppolite.models.trunk.verify", verify)
+    with pytest.raises(RuntimeError, match="DefaultCPUAllocator"):
+        checked_trunk(tiny.model("llama"), 2, probe(), pytest.fail)
+
+
 def test_layers_that_cannot_be_passed_over_are_not_cut() -> None:
     """BLOOM's layers give a tuple, and its positions want a mask of rows and columns."""
     shape = BloomConfig(vocab_size=tiny.VOCAB, hidden_size=16, n_layer=4, n_head=2, eos_token_id=tiny.END)

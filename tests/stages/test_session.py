@@ -21,6 +21,7 @@ from tests.stages.kit import Wants, goods, outcome, weights
 from tests.world import World
 
 from ppolite.models.export import save_policy
+from ppolite.obs.alone import alone
 from ppolite.obs.sinks import read_metrics
 from ppolite.stages.checkpoint import Checkpoints
 from ppolite.stages.learner import Fitting
@@ -702,6 +703,21 @@ def test_an_alarm_has_consequences(
             # Back at the start after step 2, so that step 3 finds the SFT model again.
             assert kl[2] == pytest.approx(0, abs=1e-4) != pytest.approx(kl[1], abs=1e-4)
             assert kl[3] > 1e-3
+
+
+def test_checkpoints_are_removed_before_another_process_may_begin(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[Path] = []
+
+    def finish(self: Checkpoints) -> None:
+        with pytest.raises(UserError, match="another process is at work"), alone(tmp_path):
+            pytest.fail("the folder was free")
+        tried.append(self.folder)
+
+    monkeypatch.setattr(Checkpoints, "finish", finish)
+    run_stage("sft", world.recipe(), tmp_path)
+    assert tried == [tmp_path / "checkpoints" / "sft"]
 
 
 # ---- memory ------------------------------------------------------------------------------------------------

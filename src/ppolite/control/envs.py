@@ -67,21 +67,33 @@ def make_env(config: Control, **more: Any) -> gym.Env[Any, Any]:
     return env if _is_flat(env.observation_space) else FlattenObservation(env)
 
 
-def make_envs(config: Control, count: int) -> VectorEnv[Any, Any, Any]:
-    """`count` environments as one, which go on with a new episode in the very step that ends one."""
+def known_env(config: Control) -> gym.Env[Any, Any]:
+    """One that was made and closed again, for its spaces.
+
+    Raises UserError as `make_env`, and for spaces that are of no use or that the settings do not fit.
+    """
     one = make_env(config)
     one.close()
-    actions_of(one.action_space, config.env)
+    if actions_of(one.action_space, config.env).kind == "discrete" and config.net.log_std is not None:
+        raise UserError(
+            f"net.log_std: the actions of {config.env} are discrete and have no deviation; take the setting out"
+        )
     if not isinstance(one.observation_space, Box):
         raise UserError(
             f"{config.env}: its observations are {one.observation_space}, which cannot be made a row of numbers"
         )
+    return one
+
+
+def make_envs(config: Control, count: int) -> VectorEnv[Any, Any, Any]:
+    """`count` environments as one, which go on with a new episode in the very step that ends one."""
+    flat = isinstance(known_env(config), FlattenObservation)
     return gym.make_vec(
         config.env,
         num_envs=count,
         vectorization_mode=config.envs.vectorization,
         vector_kwargs={"autoreset_mode": AutoresetMode.SAME_STEP},
-        wrappers=[FlattenObservation] if isinstance(one, FlattenObservation) else [],
+        wrappers=[FlattenObservation] if flat else [],
         **config.envs.options,
     )
 

@@ -56,10 +56,6 @@ class Policy:
     def __init__(
         self, obs_size: int, actions: Actions, net: Net, *, normalise_obs: bool, seed: int = 0
     ) -> None:
-        if actions.kind == "discrete" and net.log_std is not None:
-            raise UserError(
-                "net.log_std: the actions are discrete and have no deviation; take the setting out"
-            )
         self.obs_size, self.actions, self.net = obs_size, actions, net
         discrete = actions.kind == "discrete"
         dist = Categorical(actions.size) if discrete else Gaussian(actions.size)

@@ -19,7 +19,7 @@ from typing import Any
 
 from ppolite.config import save_recipe
 from ppolite.control.config import Control, is_control_run
-from ppolite.control.envs import make_env
+from ppolite.control.envs import known_env
 from ppolite.control.evaluate import evaluate, film
 from ppolite.control.policy import Policy
 from ppolite.control.train import train
@@ -35,7 +35,7 @@ POLICY = "policy"
 
 def run_control(config: Control, run_dir: Path) -> dict[str, Any]:
     """All of it, into a new folder, or one whose run was interrupted. Returns what eval.json says."""
-    make_env(config).close()  # a wrong name should leave no folder
+    known_env(config)  # a wrong name should leave no folder
     with alone(run_dir):
         _make_room(run_dir)
         save_recipe(config, run_dir / "recipe.yaml")

@@ -165,6 +165,12 @@ def verify(
         trunk.top.layers[-1].requires_grad_(False)
 
 
+def is_out_of_memory(error: Exception) -> bool:
+    """Whatever raises it: CUDA, torch's CPU allocator, a library's own."""
+    said = str(error)
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in said
+
+
 def flat_grad(loss: Tensor, weights: Sequence[Tensor]) -> Tensor:
     """∂loss/∂weights, one after another in one vector."""
     return torch.cat([g.flatten() for g in torch.autograd.grad(loss, weights)])
@@ -191,9 +197,9 @@ def checked_trunk(
         """Infinite where the model's own code cannot be run so: layers can ask for other shapes than these."""
         try:
             return verify(model, split, rows, **ways)
-        except torch.OutOfMemoryError:  # a RuntimeError too, and other ways need as much
-            raise
         except (ValueError, IndexError, TypeError, RuntimeError) as error:
+            if is_out_of_memory(error):  # other ways need as much
+                raise
             errors.append(error)
             return math.inf
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ppolite.config import Adam
 from ppolite.models.body import Body
+from ppolite.models.trunk import is_out_of_memory
 
 log = logging.getLogger("ppolite")
 T = TypeVar("T")
@@ -119,12 +120,6 @@ class Fitting:
                     "Results stay the same; set micro_batch_tokens to say so from the start",
                     self.tokens,
                 )
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    """Whatever raises it: CUDA, torch's CPU allocator, a library's own."""
-    said = str(error)
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in said
 
 
 class Skips:

@@ -72,6 +72,7 @@ class Session:
         single(f"the loop of {self.stage}")
         with ExitStack() as stack:
             stack.enter_context(alone(self.run_dir))
+            stack.push(self._finish)
             again = begin_again(self.stage, self.trainer, allow_changes=self.allow_changes)
             self.begun_anew, (self.step, self.returns) = again is None, again or (0, 0)
             self.checkpoints.begin()
@@ -87,13 +88,16 @@ class Session:
     def __exit__(self, kind: type[BaseException] | None, *error: Any) -> None:
         self._stack.__exit__(kind, *error)
         if kind is None:
-            self.checkpoints.finish()
             if self._signals.caught:
                 raise Interrupted(
                     f"interrupted at the end of {self.stage}; {self._how_on()}", self._signals.caught
                 )
         elif issubclass(kind, Exception) and (steps := self.checkpoints.steps()):
             log.warning("the last checkpoint is of %s; %s", self._where(steps[-1]), self._how_on())
+
+    def _finish(self, kind: type[BaseException] | None, *error: Any) -> None:
+        if kind is None:
+            self.checkpoints.finish()
 
     def __iter__(self) -> Iterator[int]:
         """The steps to do, counted from 1."""
