@@ -10,6 +10,7 @@ from tests import tiny
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, BloomConfig, GraniteConfig
 
+from ppolite.models.memory import kept_at, memory_of
 from ppolite.models.sequences import Sequences
 from ppolite.models.trunk import Trunk, checked_trunk, verify
 from ppolite.types import UserError
@@ -147,3 +148,41 @@ def test_the_bottom_does_not_depend_on_the_budget() -> None:
     assert not whole.h_BTD.requires_grad
     torch.testing.assert_close(whole.h_BTD[seqs.mask_BT], parts.h_BTD[seqs.mask_BT], rtol=1e-4, atol=1e-5)
     assert Trunk(tiny.model(), 0).bottom(seqs).h_BTD is None
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3"])
+def test_wherever_it_is_kept_the_log_probs_are_the_same(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    trunk, seqs = Trunk(tiny.model(name), 2), Sequences.of(*tiny.rows(shared=3), tiny.CPU)
+    runs: list[int] = []
+    run = Trunk._run_bottom
+
+    def counted(self: Trunk, part: Sequences) -> Tensor:
+        runs.append(len(part))
+        return run(self, part)
+
+    monkeypatch.setattr(Trunk, "_run_bottom", counted)
+    found: dict[str, Tensor] = {}
+    often: dict[str, int] = {}
+    for keep in ("device", "cpu", "none", "auto"):
+        trunk.keep = keep  # type: ignore[assignment]
+        runs.clear()
+        whole = trunk.bottom(seqs)
+        assert (whole.h_BTD is None) == (keep == "none")
+        part = whole.select([2, 0])
+        found[keep] = trunk.top.logprobs(part, 1.0)[0]
+        trunk.top.logprobs(part, 1.0)  # another role asks
+        whole.select([1]).hidden_BTD  # noqa: B018
+        often[keep] = len(runs)
+    assert often == {"device": 1, "cpu": 1, "none": 2, "auto": 1}
+    for keep in ("cpu", "none", "auto"):
+        torch.testing.assert_close(found[keep], found["device"], rtol=1e-4, atol=1e-5)
+
+
+def test_too_large_to_be_kept() -> None:
+    """The first place of which it fills at most a quarter."""
+    everything = memory_of(tiny.CPU)
+    assert everything > 2**28
+    assert kept_at("auto", 1000, 4000) == "device"
+    assert kept_at("auto", 1001, 4000) == "cpu"
+    assert kept_at("auto", everything // 4 + 1, 4000) == "none"
+    assert [kept_at(place, 2**60, 1) for place in ("device", "cpu", "none")] == ["device", "cpu", "none"]

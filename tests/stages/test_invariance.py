@@ -53,10 +53,12 @@ class Layout:
     extra: int = 0
     """Columns of padding more than the rows need."""
     recompute: bool = False
+    keep: Any = "auto"
 
 
 LAYOUTS = {
     "split": Layout(split=2),
+    "split, and kept nowhere": Layout(split=2, keep="none"),
     "packs": Layout(packed=True),
     "packs of one row": Layout(packed=True, pack=1),
     "packs of a few rows": Layout(packed=True, pack=25),
@@ -73,6 +75,9 @@ LAYOUTS = {
     "recomputed packs": Layout(
         split=1, packed=True, pack=25, budget=40, order=(6, 5, 4, 3, 2, 1, 0), recompute=True
     ),
+    "packs, kept nowhere": Layout(
+        split=1, packed=True, pack=25, budget=40, order=(6, 5, 4, 3, 2, 1, 0), shared=0, keep="none"
+    ),
 }
 
 
@@ -88,6 +93,7 @@ def world(family: str, kind: Any, layout: Layout, dtype: torch.dtype) -> Roles:
     judge = tiny.classifier(model, changed_from=TOP)
     reward: Any = (judge, judge.score, Norm(mean=0.3, std=1.7, offset=0.2))
     trunk = Trunk(model, layout.split, dtype, packed=layout.packed)
+    trunk.keep = layout.keep
     rank = 2 if kind == "lora" else None
     return build_roles(trunk, Train(kind=kind, lora_rank=rank, recompute=layout.recompute), reward)
 

@@ -57,6 +57,8 @@ class Outcome:
     """Most tokens that went through a decoder layer at once while gradients were taken."""
     passes: int = 0
     """How often a decoder layer was run so."""
+    frozen: int = 0
+    """How often without."""
     owned: int = 0
     """Parameters that the four roles hold, each counted once."""
     checkpoints: list[list[int]] = field(default_factory=list)
@@ -122,7 +124,11 @@ def run(
     seen = Outcome()
 
     def watch(module: nn.Module, args: tuple[Any, ...]) -> None:
-        if type(module).__name__ == "LlamaMLP" and torch.is_grad_enabled():
+        if type(module).__name__ != "LlamaMLP":
+            return
+        if not torch.is_grad_enabled():
+            seen.frozen += 1
+        else:
             seen.widest = max(seen.widest, args[0].shape[0] * args[0].shape[1])
             seen.passes += 1
 
@@ -191,6 +197,10 @@ def narrower(a: Outcome, b: Outcome) -> bool:
 def computed_twice(a: Outcome, b: Outcome) -> bool:
     """For `verify`, layers are run without being gone back through in either."""
     return 1.5 * a.passes < b.passes < 2 * a.passes and a.moved == b.moved
+
+
+def frozen_layers_more_often(a: Outcome, b: Outcome) -> bool:
+    return b.frozen > a.frozen and b.passes == a.passes and as_numbers_agree(a, b)
 
 
 def more_updates(a: Outcome, b: Outcome) -> bool:
@@ -278,6 +288,7 @@ CASES: dict[str, Case] = {
         "ppo", "off", lambda a, b: "doctor: ppo/critic" in a.said and "doctor:" not in b.said, {"ppo.value_clip": 1e-3}
     ),
     "trunk.split": Case("sft", 2),
+    "trunk.keep": Case("ppo", "none", frozen_layers_more_often),
     "train.kind": Case("sft", "full", given={"trunk.split": 0}),
     "train.lora_rank": Case("sft", 2, given=LORA),
     "train.lora_alpha": Case("sft", 4.0, given=LORA),

@@ -164,17 +164,18 @@ class Body(nn.Module):
 
     def _hidden(self, seqs: Sequences) -> tuple[Tensor, Tensor]:
         """Hidden states [places, D] of the rows, end to end or padded, and where each token's is, [B, T]."""
-        if self.start and seqs.h_BTD is None:
+        h_BTD = seqs.hidden_BTD
+        if self.start and h_BTD is None:
             raise ValueError("the bottom has not been run: call trunk.bottom(seqs) first")
         P, (B, T) = seqs.prefix_P.numel(), seqs.ids_BT.shape
         device = seqs.ids_BT.device
         if seqs.packed:
             packs = seqs.packs
             ids, positions, place_BT = packs.lay(seqs.ids_BT), packs.position_KL, packs.place_BT
-            h = None if seqs.h_BTD is None else packs.lay(seqs.h_BTD)
+            h = None if h_BTD is None else packs.lay(h_BTD)
             mask = packs.masks(self.decoder.config, self._width(h))
         else:
-            ids, h, positions = seqs.ids_BT, seqs.h_BTD, torch.arange(P, P + T, device=device)[None]
+            ids, h, positions = seqs.ids_BT, h_BTD, torch.arange(P, P + T, device=device)[None]
             place_BT = torch.arange(B * T, device=device).view(B, T)
             mask = torch.cat([seqs.mask_BT.new_ones(B, P), seqs.mask_BT], 1)
         cache = None

@@ -9,7 +9,7 @@ Axes: B rows, T tokens after the shared prefix, P prefix tokens, R response toke
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -43,7 +43,9 @@ class Sequences:
     """Those of its response."""
     h_prefix_1PD: Tensor | None = None
     h_BTD: Tensor | None = None
-    """Output of the frozen bottom, when it has been run."""
+    """Output of the frozen bottom, when it has been run and is kept; perhaps not on the device of the rest."""
+    again: Callable[[Sequences], Tensor] | None = None
+    """Runs the bottom, where its output is not kept."""
     packed: bool = False
     """Whether the model is to see the rows end to end."""
 
@@ -84,6 +86,13 @@ class Sequences:
         """The rows end to end; the same for all roles that ask."""
         return Packs.of(self.lengths, self.ids_BT.shape[1], self.prefix_P.numel(), self.ids_BT.device)
 
+    @cached_property
+    def hidden_BTD(self) -> Tensor | None:
+        """Output of the frozen bottom, on the device, for all roles that ask; None where it was not run."""
+        if self.again is not None:
+            return self.again(self)
+        return None if self.h_BTD is None else self.h_BTD.to(self.ids_BT.device)
+
     def select(self, rows: Sequence[int]) -> Sequences:
         """The given rows, trimmed to the longest of them."""
         pick = torch.tensor(rows, device=self.ids_BT.device)
@@ -97,7 +106,7 @@ class Sequences:
             mask_BR=self.mask_BR[pick, :R],
             lengths=lengths,
             answers=answers,
-            h_BTD=None if self.h_BTD is None else self.h_BTD[pick, :T],
+            h_BTD=None if self.h_BTD is None else self.h_BTD[pick.to(self.h_BTD.device), :T],
         )
 
     def predictors_BR(self) -> Tensor:

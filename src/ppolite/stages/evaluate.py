@@ -74,6 +74,7 @@ def finished(recipe: Recipe, run_dir: Path) -> Finished:
     shared = all(same_bottom(opened.model, m, recipe.trunk.split, opened.dtype) for m in tops)
     probe = [encode_prompt(opened.tokenizer, prompt) for prompt in train[:4]]
     trunk = checked_trunk(opened.model, recipe.trunk.split if shared else 0, probe, log.warning, opened.dtype)
+    trunk.keep = recipe.trunk.keep
     reward_top = Body.of(reward, trunk.split, score=score, dtype=opened.dtype) if reward is not None else None
     body = Body.of(policy, trunk.split, dtype=opened.dtype)
     roles = Roles(trunk, body, trunk.top, body, reward_top, norm, None).hold()

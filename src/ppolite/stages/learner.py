@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ppolite.config import Adam
 from ppolite.models.body import Body
-from ppolite.models.trunk import is_out_of_memory
+from ppolite.models.memory import is_out_of_memory
 
 log = logging.getLogger("ppolite")
 T = TypeVar("T")

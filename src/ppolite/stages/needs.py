@@ -21,6 +21,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from ppolite.config import Recipe
 from ppolite.models.body import Body
 from ppolite.models.footprint import Activations, activations, blueprint, cache_size, size_of, weights_of
+from ppolite.models.memory import kept_at
 from ppolite.models.prepacked import prepacking
 from ppolite.models.roles import Norm, hand_out, scalar_head, trainable
 from ppolite.models.sequences import micro_batches
@@ -87,6 +88,8 @@ class Job:
     rows: dict[str, Rows]
     base: Parts
     on_cpu: bool
+    has: int
+    """Bytes of the device's memory."""
     counted: dict[tuple[Any, ...], Activations] = field(default_factory=dict[tuple[Any, ...], Activations])
     """Counting takes seconds, and is the same in all stages."""
 
@@ -114,9 +117,13 @@ class Job:
         half = self.dtype.itemsize if self.dtype.itemsize < 4 else 0
         return rows * self.config.vocab_size * (4 * copies + half)
 
-    def hidden(self, rows: Sequence[int]) -> int:
-        """What the frozen bottom gives for rows of these lengths, padded."""
-        return 4 * self.config.hidden_size * len(rows) * max(rows) if self.recipe.trunk.split else 0
+    def hidden(self, rows: Sequence[int], budget: int) -> int:
+        """What the frozen bottom gives for rows of these lengths, padded; not kept, for `budget` tokens at most."""
+        trunk, whole = self.recipe.trunk, len(rows) * max(rows)
+        width = 4 * self.config.hidden_size if trunk.split else 0
+        place = kept_at(trunk.keep, width * whole, self.has)
+        here = place == "device" or (place == "cpu" and self.on_cpu)
+        return width * (whole if here else min(whole, max(budget, *rows)))
 
 
 def stages(job: Job) -> list[Stage]:
@@ -130,10 +137,11 @@ def _sft(job: Job) -> Stage:
     assert config is not None
     body, _ = trainable(trunk.top, job.recipe.train, own=True)
     batch = rows.batch(config.batch_size)
-    update = _Update(job, trunk, rows.shared, batch, config.optim.micro_batch_tokens)
+    budget = config.optim.micro_batch_tokens
+    update = _Update(job, trunk, rows.shared, batch, budget)
     return Stage(
         "sft",
-        job.base | _owned(trunk, [body]) | {"hidden states": job.hidden(batch)},
+        job.base | _owned(trunk, [body]) | {"hidden states": job.hidden(batch, budget)},
         {"backward": update.backward(body, [body], logits=True), "step": update.step([body])},
     )
 
@@ -145,14 +153,15 @@ def _reward(job: Job) -> Stage:
     body, _ = trainable(trunk.top.clone(embed=trunk.split == 0, score=head), job.recipe.train, own=True)
     head.requires_grad_(True)
     batch = rows.batch(config.batch_size)
-    update = _Update(job, trunk, rows.shared, batch, config.optim.micro_batch_tokens)
+    budget = config.optim.micro_batch_tokens
+    update = _Update(job, trunk, rows.shared, batch, budget)
     return Stage(
         "reward",
         job.base | _owned(trunk, [body, trunk.top]),
         {
-            "backward": update.backward(body, [body]) | {"hidden states": job.hidden(batch)},
+            "backward": update.backward(body, [body]) | {"hidden states": job.hidden(batch, budget)},
             "step": update.step([body]),
-            "agreement": {"hidden states": job.hidden(rows.batch(config.eval_examples))},
+            "agreement": {"hidden states": job.hidden(rows.batch(config.eval_examples), budget)},
             "samples": _generation(job, trunk.top, rows, config.norm_samples),
         },
     )
@@ -178,13 +187,8 @@ def _ppo(job: Job) -> Stage:
     )
     policy, critic = learners = [roles.policy, roles.critic]
     batch = rows.batch(config.rollouts)
-    update = _Update(
-        job,
-        trunk,
-        rows.shared,
-        batch[: -(-len(batch) // config.minibatches)],
-        config.optim.micro_batch_tokens,
-    )
+    budget = config.optim.micro_batch_tokens
+    update = _Update(job, trunk, rows.shared, batch[: -(-len(batch) // config.minibatches)], budget)
     always = job.base | _owned(trunk, [*learners, roles.reference, roles.reward])
     if job.on_cpu:
         always["best policy"] = size_of(policy.trained())
@@ -198,7 +202,7 @@ def _ppo(job: Job) -> Stage:
     }
     if critic.borrows:
         del phases["critic's backward"]
-    return Stage("ppo", always | {"hidden states": job.hidden(batch)}, phases)
+    return Stage("ppo", always | {"hidden states": job.hidden(batch, budget)}, phases)
 
 
 def _owned(trunk: Trunk, bodies: Sequence[Body | None]) -> Parts:

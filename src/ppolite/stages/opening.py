@@ -95,9 +95,11 @@ def after_sft(recipe: Recipe, run_dir: Path) -> str | None:
 
 def open_trunk(recipe: Recipe, opened: Opened, probe: Sequence[Sequence[int]]) -> Trunk:
     """Cut the model at `trunk.split` after comparing with its plain forward pass on the rows of `probe`."""
-    return checked_trunk(
+    trunk = checked_trunk(
         opened.model, recipe.trunk.split, probe, log.warning, opened.dtype, recompute=recipe.train.recompute
     )
+    trunk.keep = recipe.trunk.keep
+    return trunk
 
 
 def open_reward(config: PPO, run_dir: Path, device: torch.device, *, trust_remote_code: bool) -> Any:

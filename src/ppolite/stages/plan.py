@@ -20,7 +20,6 @@ is set. `benchmarks/plan.py` compares with what runs take, on a CPU. Nobody has 
 
 from __future__ import annotations
 
-import os
 import re
 import resource
 import sys
@@ -35,8 +34,8 @@ from transformers import PreTrainedTokenizerBase
 from ppolite.config import Data, Recipe, parse_recipe, put, read_override
 from ppolite.data.chat import encode_example, encode_prompt, prepare_tokenizer
 from ppolite.models.load import compute_dtype, load_config, load_tokenizer, pick_device
+from ppolite.models.memory import memory_of
 from ppolite.ops.packing import common_prefix
-from ppolite.stages.doctor.place import container_limit
 from ppolite.stages.needs import Job, Rows, Stage, stages
 from ppolite.stages.opening import resolve
 from ppolite.stages.reward import ITEMS, responses_of
@@ -92,8 +91,9 @@ def plan(recipe: Recipe, gpu: int | None = None) -> Plan:
     on_cpu = device.type == "cpu"
     dtype = torch.bfloat16 if gpu and recipe.dtype == "auto" else compute_dtype(recipe.dtype, device)
     base = {"process": resident()} if on_cpu else {"CUDA": CUDA}
-    job = Job(recipe, config, dtype, rows, base, on_cpu)
-    made = Plan(*_machine(device, gpu), stages(job))
+    where, has = _machine(device, gpu)
+    job = Job(recipe, config, dtype, rows, base, on_cpu, has)
+    made = Plan(where, has, stages(job))
     return made if made.fits else replace(made, changes=sorted(_changes(job, made), key=lambda pair: pair[1]))
 
 
@@ -109,10 +109,8 @@ def _machine(device: torch.device, gpu: int | None) -> tuple[str, int]:
     if gpu:
         return "a GPU of that size", gpu
     if device.type == "cuda":
-        about = torch.cuda.get_device_properties(device)
-        return about.name, about.total_memory
-    has = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return "this machine", min(has, container_limit() or has)
+        return torch.cuda.get_device_properties(device).name, memory_of(device)
+    return "this machine", memory_of(device)
 
 
 def resident() -> int:
@@ -177,6 +175,8 @@ def _changes(job: Job, made: Plan) -> Iterator[tuple[str, int]]:
         f"{stage}.optim.micro_batch_tokens={optim.micro_batch_tokens // 4}": optim.micro_batch_tokens >= 8,
         "train.kind=lora": recipe.train.kind != "lora",
         f"trunk.split={(split + layers) // 2}": recipe.train.kind != "full" and recipe.roles == "shared",
+        "trunk.keep=cpu": bool(split) and not job.on_cpu,
+        "trunk.keep=none": bool(split),
         "roles=shared": recipe.roles == "separate",
         "dtype=bfloat16": job.dtype == torch.float32 and not job.on_cpu,
     }

@@ -139,7 +139,7 @@ def test_a_container_may_have_less(
 ) -> None:
     (tmp_path / "memory.max").write_text(f"{most}\n")
     (tmp_path / "memory.current").write_text("900000\n")
-    monkeypatch.setattr(place, "CONTAINER", tmp_path)
+    monkeypatch.setattr("ppolite.models.memory.CONTAINER", tmp_path)
     assert place.memory(torch.device("cpu"), Need(200_000, 0)).verdict == verdict
 
 

@@ -13,13 +13,11 @@ import torch
 from torch import nn
 
 from ppolite.config import Checkpoint, Recipe
+from ppolite.models.memory import free_memory
 from ppolite.stages.doctor.finding import Finding, graded, skipped
 
 WEIGHT = 4
 """Bytes: trained weights, moments and results are float32."""
-
-CONTAINER = Path("/sys/fs/cgroup")
-"""Where a container says how much memory it may take."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +82,7 @@ def memory(device: torch.device, need: Need) -> Finding:
     Activations are not counted: they follow the token budget, which gives way where they do not fit (`Fitting`).
     `place/plan` of the full form counts them.
     """
-    name, free, wanted = "place/memory", _free_memory(device), need.memory(device)
+    name, free, wanted = "place/memory", free_memory(device), need.memory(device)
     if free is None:
         return skipped(name, f"this system does not say how much memory of {device} is free")
     return graded(
@@ -94,27 +92,6 @@ def memory(device: torch.device, need: Need) -> Finding:
         warn=wanted > 0.8 * free,
         fail=wanted > free,
     )
-
-
-def _free_memory(device: torch.device) -> int | None:
-    """Bytes; None where nobody says."""
-    if device.type == "cuda":
-        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return torch.cuda.mem_get_info(device)[0] + unused
-    table = Path("/proc/meminfo")
-    lines = table.read_text(encoding="ascii").splitlines() if device.type == "cpu" and table.exists() else []
-    free = next((1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")), None)
-    limit = container_limit()
-    if free is None or limit is None:
-        return free
-    return min(free, max(limit - int((CONTAINER / "memory.current").read_text()), 0))
-
-
-def container_limit() -> int | None:
-    """Bytes that the container may take; None where there is none, or no limit."""
-    path = CONTAINER / "memory.max"
-    said = path.read_text().strip() if path.exists() else ""
-    return int(said) if said.isdigit() else None
 
 
 def judge(recipe: Recipe) -> Finding:
