@@ -281,6 +281,7 @@ CASES: dict[str, Case] = {
     "seed": Case("sft", 1),
     "device": Case("sft", "cuda", refused("torch sees no GPU")),
     "dtype": Case("sft", "bfloat16"),
+    "decode_rows": Case("ppo", 3, frozen_layers_more_often),
     "roles": Case(
         "ppo", "separate", lambda a, b: b.owned > a.owned and as_numbers_agree(a, b), {"trunk.split": 0}
     ),

@@ -136,6 +136,8 @@ class Recipe(Section):
     """`auto` takes a GPU when there is one."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Of the arithmetic; weights that are trained stay float32. `auto`: bfloat16 where the chip has it."""
+    decode_rows: int = Field(default=64, ge=1)
+    """Most answers that are generated at once: more of them take more memory, and fewer passes through the model."""
     roles: Literal["shared", "separate"] = "shared"
     """One trunk for policy, reference, critic and reward model, or four whole models."""
     trunk: Trunk = Trunk()

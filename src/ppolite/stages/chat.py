@@ -12,7 +12,6 @@ from rich.table import Table
 from ppolite.config import Recipe
 from ppolite.data.chat import encode_prompt
 from ppolite.obs.visible import visible
-from ppolite.rollout.local import LocalGenerator
 from ppolite.stages.evaluate import finished
 from ppolite.types import Message, Prompt, Rollout
 
@@ -28,7 +27,7 @@ def chat(recipe: Recipe, run_dir: Path, *, ask: Callable[[str], str] = input, se
     plain = not (held and held[0].messages)
     system = [m for m in (held[0].messages if held else ()) if m["role"] == "system"]
     speakers = {
-        name: LocalGenerator(body, opened.tokenizer, opened.stop_ids)
+        name: opened.generator(body)
         for name, body in {"before (SFT)": roles.reference, "after (PPO)": roles.policy}.items()
     }
     console = Console()

@@ -28,7 +28,6 @@ from ppolite.obs.metrics import bootstrap_mean_ci, distinct_n
 from ppolite.obs.run_files import write_json
 from ppolite.rollout.evaluate import Judge, before_and_after, distance, length, mean
 from ppolite.rollout.experience import source_means
-from ppolite.rollout.local import LocalGenerator
 from ppolite.rollout.score import TrunkScorer
 from ppolite.stages.checkpoint import stage_folder
 from ppolite.stages.opening import Opened, open_model, read_agreement, round_folders, sft_folder
@@ -122,7 +121,7 @@ def evaluate_run(recipe: Recipe, run_dir: str | Path) -> dict[str, Any]:
     seed = derive_seed(recipe.seed, "eval")
     sampling = recipe.ppo.sampling
     before, after = (
-        LocalGenerator(body, run.opened.tokenizer, run.opened.stop_ids).generate(prompts, sampling, seed=seed)
+        run.opened.generator(body).generate(prompts, sampling, seed=seed)
         for body in (run.roles.reference, run.roles.policy)
     )
     scorer = scorer_of(recipe, run_dir, run)
@@ -172,9 +171,7 @@ def side_by_side(recipe: Recipe, rounds: Sequence[Path]) -> tuple[list[dict[str,
     columns: dict[str, list[float]] = {}
     for name, folder in {"SFT": None, **{f"round {i}": folder for i, folder in enumerate(rounds, 1)}}.items():
         body = roles.reference if folder is None else _policy_of(recipe, folder, opened)
-        rollouts = LocalGenerator(body, opened.tokenizer, opened.stop_ids).generate(
-            prompts, recipe.ppo.sampling, seed=seed
-        )
+        rollouts = opened.generator(body).generate(prompts, recipe.ppo.sampling, seed=seed)
         row: dict[str, Any] = {"name": name}
         for key, judge in judges.items():
             values = judge(rollouts) if judge else []

@@ -27,7 +27,6 @@ from ppolite.models.roles import Norm, hand_out, scalar_head, trainable
 from ppolite.models.sequences import micro_batches
 from ppolite.models.trunk import Trunk
 from ppolite.ops.logprobs import CHUNK
-from ppolite.rollout.local import MAX_ROWS
 from ppolite.rollout.prefill import GROUP_TOKENS
 
 Parts = dict[str, int]
@@ -263,7 +262,7 @@ class _Update:
 def _generation(job: Job, body: Body, rows: Rows, count: int) -> Parts:
     """Every place filled to the longest answer, one layer's keys and values for all heads, copies of weights."""
     config: Any = job.config
-    places, length = min(MAX_ROWS, count), rows.shared + rows.prompt + rows.answer - 1
+    places, length = min(job.recipe.decode_rows, count), rows.shared + rows.prompt + rows.answer - 1
     group = max(1, min(places, GROUP_TOKENS // rows.prompt))
     tuned: list[Any] = [m for m in body.layers.modules() if isinstance(m, BaseTunerLayer)]
     pack = prepacking(body, torch.device("cpu" if job.on_cpu else "cuda"))

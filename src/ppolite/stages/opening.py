@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ppolite.config import PPO, Recipe
 from ppolite.data.chat import prepare_tokenizer, stop_ids
 from ppolite.data.embedded import model_path
+from ppolite.models.body import Body
 from ppolite.models.load import compute_dtype, load_causal, load_reward, load_tokenizer, pick_device
 from ppolite.models.trunk import Trunk, checked_trunk
 from ppolite.obs.run_files import Agreement, read_json
+from ppolite.rollout.local import LocalGenerator
 from ppolite.stages.seeds import derive_seed
 from ppolite.types import UserError
 
@@ -36,8 +38,13 @@ class Opened:
     dtype: torch.dtype
     context: int
     """Longest sequence, in tokens."""
+    decode_rows: int
     repairs: tuple[str, ...] = ()
     """What the tokenizer needed, a sentence each."""
+
+    def generator(self, body: Body, *, tick: Callable[[int], None] | None = None) -> LocalGenerator:
+        """Answers of a body of this model, `decode_rows` at once."""
+        return LocalGenerator(body, self.tokenizer, self.stop_ids, max_rows=self.decode_rows, tick=tick)
 
 
 def resolve(source: str) -> str:
@@ -65,7 +72,7 @@ def open_model(recipe: Recipe, source: str | None = None) -> Opened:
     # peft draws the adapters' first factor from torch's global stream.
     torch.manual_seed(derive_seed(recipe.seed, "init"))
     dtype = compute_dtype(recipe.dtype, device)
-    return Opened(name, model, tokenizer, stops, device, dtype, context, repairs)
+    return Opened(name, model, tokenizer, stops, device, dtype, context, recipe.decode_rows, repairs)
 
 
 def sft_folder(run_dir: Path) -> Path:

@@ -177,6 +177,7 @@ def _changes(job: Job, made: Plan) -> Iterator[tuple[str, int]]:
         f"trunk.split={(split + layers) // 2}": recipe.train.kind != "full" and recipe.roles == "shared",
         "trunk.keep=cpu": bool(split) and not job.on_cpu,
         "trunk.keep=none": bool(split),
+        f"decode_rows={recipe.decode_rows // 4}": recipe.decode_rows >= 8,
         "roles=shared": recipe.roles == "separate",
         "dtype=bfloat16": job.dtype == torch.float32 and not job.on_cpu,
     }

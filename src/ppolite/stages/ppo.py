@@ -40,7 +40,6 @@ from ppolite.obs.sinks import step_line
 from ppolite.obs.watch import Watcher
 from ppolite.ops.kl import AdaptiveLeash, FixedLeash
 from ppolite.rollout.experience import checked_scores, make_experience, policy_logprobs
-from ppolite.rollout.local import LocalGenerator
 from ppolite.rollout.record import write_rollouts, write_unscored
 from ppolite.rollout.score import TrunkScorer
 from ppolite.stages.checkpoint import State
@@ -73,7 +72,7 @@ class PPO:
         self.held, self.reads = held, fingerprint_of((train, held))
         self.roles = self._roles([encode_prompt(self.opened.tokenizer, p) for p in train[:4]], scorer)
         self.scorer: Scorer = scorer or open_scorer(recipe, self.run_dir, self.opened, self.roles, train)
-        self.generator = LocalGenerator(self.roles.policy, self.opened.tokenizer, self.opened.stop_ids)
+        self.generator = self.opened.generator(self.roles.policy)
         self.skips = Skips()
         self.updates = Updates(self.roles, self.config, self.skips, recipe.faults.skips, self.seed)
         kl = self.config.kl

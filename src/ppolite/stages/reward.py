@@ -38,7 +38,6 @@ from ppolite.models.trunk import Body, Sequences
 from ppolite.obs.metrics import calibration, pearson, spearman
 from ppolite.ops.preference import bradley_terry_loss, pair_accuracy, plackett_luce_loss, regression_loss
 from ppolite.rollout.experience import over_batches
-from ppolite.rollout.local import LocalGenerator
 from ppolite.stages.checkpoint import State
 from ppolite.stages.doctor.quick import before_fit
 from ppolite.stages.learner import Fitting, Learner, Skips, put_weights, step_together
@@ -354,7 +353,7 @@ class RewardModel:
     def on_samples(self, offset: float) -> tuple[float, float]:
         """Mean and standard deviation of the score over the SFT model's own answers to training prompts."""
         rows = self.train[: self.config.norm_samples]
-        generator = LocalGenerator(self.trunk.top, self.opened.tokenizer, self.opened.stop_ids)
+        generator = self.opened.generator(self.trunk.top)
         longest = max(len(r) for row in rows for _, r in row.encoded)
         room = self.opened.context - max(len(p) for row in rows for p, _ in row.encoded)
         rollouts = generator.generate(

@@ -127,7 +127,7 @@ class Rounds:
         started = time.perf_counter()
         samples, drawn = sft_samples(
             self.roles,
-            LocalGenerator(self.roles.reference, self.opened.tokenizer, self.opened.stop_ids),
+            self.opened.generator(self.roles.reference),
             self.prompts(self.config.stored),
             self.config,
             seed=derive_seed(self.seed, "sft-samples"),

@@ -15,7 +15,6 @@ from pathlib import Path
 from ppolite.config import Data, Recipe
 from ppolite.models.trunk import Body
 from ppolite.obs.sinks import progress
-from ppolite.rollout.local import LocalGenerator
 from ppolite.stages.opening import open_model
 from ppolite.stages.rows import load_prompts
 from ppolite.stages.seeds import derive_seed
@@ -50,7 +49,7 @@ def sample(
     body = Body.of(opened.model, 0, dtype=opened.dtype)
     body.hold({})
     with progress("sample", total=len(chosen)) as tick:
-        generator = LocalGenerator(body, opened.tokenizer, opened.stop_ids, tick=tick)
+        generator = opened.generator(body, tick=tick)
         seed = derive_seed(recipe.seed, "sample") + round - 1
         rollouts = generator.generate(chosen, sampling, seed=seed)
     rows = [

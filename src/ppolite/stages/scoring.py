@@ -22,7 +22,6 @@ from ppolite.config import (
 )
 from ppolite.models.roles import Norm, Roles
 from ppolite.rollout.behaviour import origin_of
-from ppolite.rollout.local import LocalGenerator
 from ppolite.rollout.score import TrunkScorer
 from ppolite.rollout.sources.classifier import ClassifierScorer
 from ppolite.rollout.sources.combine import Combined, measured_units
@@ -61,9 +60,8 @@ def open_scorer(
     seed = derive_seed(recipe.seed, "reward-units")
 
     def draw() -> list[Rollout]:
-        generator = LocalGenerator(roles.reference, opened.tokenizer, opened.stop_ids)
         with roles.reference.adapters(False):
-            return generator.generate(asked, config.sampling, seed=seed)
+            return opened.generator(roles.reference).generate(asked, config.sampling, seed=seed)
 
     origin = partial(origin_of, roles, asked, config, seed)
     measure = partial(measured_units, config, sources, draw, run_dir / "reward_units.json", origin)
