@@ -152,13 +152,28 @@ def collect(config: Control, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def joined(kept: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
-    """What is found, beside the kept runs of other seeds; ours only where they are of the same settings."""
+    """What is found, beside the kept runs of other seeds. Those of other settings go, and that is said."""
     whole = dict(found)
     for who in ("ours", "sb3"):
-        if who in kept and (who == "sb3" or kept["config"] == found["config"]):
-            seeds = kept[who]["seeds"] | (found[who]["seeds"] if who in found else {})
+        old: dict[str, Any] = kept[who]["seeds"] if who in kept else {}
+        new: dict[str, Any] = found[who]["seeds"] if who in found else {}
+        if who == "ours":
+            same = not old or _trained_by(kept["config"]) == _trained_by(found["config"])
+        else:
+            settings = [run["settings"] for run in [*old.values(), *new.values()]]
+            same = all(one == settings[-1] for one in settings)
+        if not same:
+            if gone := sorted(old.keys() - new.keys()):
+                print(f"{who}: seeds {', '.join(gone)} were of other settings, and go", file=sys.stderr)
+            old = {}
+        if seeds := old | new:
             whole[who] = _with_mean(dict(sorted(seeds.items(), key=lambda pair: int(pair[0]))))
     return whole
+
+
+def _trained_by(config: dict[str, Any]) -> dict[str, Any]:
+    """Without what a policy is only looked at by."""
+    return {key: value for key, value in config.items() if key != "evaluation"}
 
 
 def _with_mean(seeds: dict[str, Any]) -> dict[str, Any]:

@@ -54,7 +54,7 @@ def bottom_each_time(ppo: PPO) -> Iterator[None]:
     """Each role runs the frozen layers itself, in every pass."""
     trunk, bottom, hidden = ppo.roles.trunk, Trunk.bottom, Body._hidden
 
-    def later(self: Trunk, seqs: Sequences, budget: int | None = None) -> Sequences:  # noqa: ARG001
+    def later(self: Trunk, seqs: Sequences, *_: Any) -> Sequences:
         return replace(seqs, packed=self.packed)
 
     def whole(self: Body, seqs: Sequences) -> tuple[Tensor, Tensor]:

@@ -34,17 +34,19 @@ def test_a_finished_run_is_kept(tmp_path: Path) -> None:
         kept_run(config(gamma=0.5), folder)
 
 
-def test_other_seeds_of_the_same_settings_stay() -> None:
+def test_other_seeds_of_the_same_settings_stay(capsys: pytest.CaptureFixture[str]) -> None:
     def of(rollout: int, who: str, **returns: float) -> dict[str, Any]:
-        seeds = {name[1:]: {"return_mean": r} for name, r in returns.items()}
-        return {"config": {"rollout": rollout}, who: {"mean": 0.0, "seeds": seeds}}
+        seeds = {name[1:]: {"return_mean": r, "settings": {"n": rollout}} for name, r in returns.items()}
+        return {"config": {"rollout": rollout, "evaluation": len(seeds)}, who: {"mean": 0.0, "seeds": seeds}}
 
     kept = of(8, "ours", s0=1.0, s1=2.0, s10=4.0) | of(8, "sb3", s0=7.0)
     whole = joined(kept, of(8, "ours", s1=3.0, s2=4.0))
     assert list(whole["ours"]["seeds"]) == ["0", "1", "2", "10"]
     assert (whole["ours"]["mean"], whole["sb3"]["mean"]) == (3.0, 7.0)
     assert list(joined(kept, of(16, "ours", s1=3.0))["ours"]["seeds"]) == ["1"]
-    assert joined({}, of(8, "ours", s1=3.0)) == of(8, "ours", s1=3.0)
+    assert "ours: seeds 0, 10 were of other settings, and go" in capsys.readouterr().err
+    assert list(joined(kept, of(8, "ours", s1=3.0) | of(16, "sb3", s1=8.0))["sb3"]["seeds"]) == ["1"]
+    assert list(joined({}, of(8, "ours", s1=3.0))["ours"]["seeds"]) == ["1"]
 
 
 def test_without_the_other_library_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -156,17 +156,16 @@ def test_wherever_it_is_kept_the_log_probs_are_the_same(name: str, monkeypatch: 
     runs: list[int] = []
     run = Trunk._run_bottom
 
-    def counted(self: Trunk, part: Sequences) -> Tensor:
+    def counted(self: Trunk, part: Sequences, front: Any) -> Tensor:
         runs.append(len(part))
-        return run(self, part)
+        return run(self, part, front)
 
     monkeypatch.setattr(Trunk, "_run_bottom", counted)
     found: dict[str, Tensor] = {}
     often: dict[str, int] = {}
     for keep in ("device", "cpu", "none", "auto"):
-        trunk.keep = keep  # type: ignore[assignment]
         runs.clear()
-        whole = trunk.bottom(seqs)
+        whole = trunk.bottom(seqs, keep=keep)  # type: ignore[arg-type]
         assert (whole.h_BTD is None) == (keep == "none")
         part = whole.select([2, 0])
         found[keep] = trunk.top.logprobs(part, 1.0)[0]

@@ -218,7 +218,7 @@ def test_the_bottom_runs_once_for_all_who_ask(monkeypatch: pytest.MonkeyPatch) -
     runs: list[int] = []
     bottom = roles.trunk.bottom
     monkeypatch.setattr(
-        roles.trunk, "bottom", lambda seqs, budget: runs.append(len(seqs)) or bottom(seqs, budget)
+        roles.trunk, "bottom", lambda seqs, *told: runs.append(len(seqs)) or bottom(seqs, *told)
     )
     scores = TrunkScorer(roles, 64).score(made)
     make_experience(roles, made, scores, config(), BETA)

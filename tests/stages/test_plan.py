@@ -90,6 +90,23 @@ def test_generating_has_its_copy_of_the_weights(world: World, dtype: str) -> Non
     assert phase["prepacked weights"] == (copy if dtype == "float32" else 0)
 
 
+def test_hidden_states_are_counted_where_they_stay(world: World) -> None:
+    """16 rows of 12 own tokens, 32 wide: 24,576 bytes. Micro-batches of 24 tokens are an eighth of that."""
+
+    def kept(gpu: int | None, keep: str) -> int:
+        changes = {"trunk__keep": keep, "ppo__optim": {"micro_batch_tokens": 24}}
+        return plan(world.recipe(**changes), gpu).stages[2].always["hidden states"]
+
+    assert [kept(None, keep) for keep in ("device", "cpu", "none")] == [24_576, 24_576, 3_072]
+    assert [kept(2**30, keep) for keep in ("device", "cpu", "none")] == [24_576, 3_072, 3_072]
+    assert [kept(gpu, "auto") for gpu in (2**30, 40_000)] == [24_576, 10_000]
+
+
+def test_fewer_answers_at_once_take_less(world: World) -> None:
+    caches = [stages_of(world, decode_rows=n)["ppo"].phases["generate"]["KV cache"] for n in (1000, 16, 4)]
+    assert caches[0] == caches[1] == 4 * caches[2]
+
+
 def test_rows_are_those_of_the_data(world: World) -> None:
     """A user's turn of three words is <start> user a b c <end>, then comes <start> assistant."""
     found = plan(world.recipe()).stages[2]

@@ -43,8 +43,8 @@ class Trunk(Section):
     split: int = Field(default=0, ge=0)
     """First trained layer: the layers below it are frozen, shared by all roles and run once per rollout."""
     keep: Literal["auto", "device", "cpu", "none"] = "auto"
-    """Where their output stays over the epochs: on the `device`, with the `cpu`, or nowhere (`none`: they are run
-    again for each minibatch); `auto`: the first of these of which it fills at most a quarter."""
+    """Where their output for a round of PPO stays: on the `device`, with the `cpu`, or nowhere (`none`: they are run
+    again for each micro-batch); `auto`: the first of these of which it fills at most a quarter."""
 
     @model_validator(mode="after")
     def _agree(self) -> Trunk:

@@ -35,7 +35,7 @@ POLICY = "policy"
 
 def run_control(config: Control, run_dir: Path) -> dict[str, Any]:
     """All of it, into a new folder, or one whose run was interrupted. Returns what eval.json says."""
-    known_env(config)  # a wrong name should leave no folder
+    known_env(config)  # what cannot begin should leave no folder
     with alone(run_dir):
         _make_room(run_dir)
         save_recipe(config, run_dir / "recipe.yaml")

@@ -1,6 +1,8 @@
-"""How much memory there is, what is kept in it, and whether an error says that it was too little.
+"""How much memory there is, where hidden states stay in it, and whether an error says that it was too little.
 
-kept_at("auto", size, device)      "device", "cpu" or "none": where hidden states of that size stay (`trunk.keep`)
+    kept_at("auto", size, memory_of(device))      "device", "cpu" or "none": where `size` bytes of them stay
+
+All sizes are bytes.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from typing import Literal
 import torch
 
 Place = Literal["device", "cpu", "none"]
+Keep = Place | Literal["auto"]
 
 CONTAINER = Path("/sys/fs/cgroup")
 """Where a container says how much memory it may take."""
@@ -48,7 +51,7 @@ def _container_limit() -> int | None:
     return int(said) if said.isdigit() else None
 
 
-def kept_at(keep: Place | Literal["auto"], size: int, device_has: int) -> Place:
+def kept_at(keep: Keep, size: int, device_has: int) -> Place:
     """Where `size` bytes of hidden states stay, on a device of `device_has` bytes.
 
     `auto`: on the device where they fill at most a quarter of it, else with the CPU by the same measure, else nowhere.

@@ -1,7 +1,7 @@
 """Rows of different lengths laid end to end, so that the model works on tokens alone and on no padding.
 
     packs = Packs.of(lengths, T, P, device)     who stands where
-    packs.lay(seqs.h_BTD)                       [B, T, …] → [K, L, …]
+    packs.lay(seqs.hidden_BTD)                       [B, T, …] → [K, L, …]
     packs.masks(config, dtype)                  what a place may look at: the shared prefix, its own row up to itself
     hidden_KLD.flatten(0, 1)[packs.place_BT]    what came out, [B, T, D]
 

@@ -77,9 +77,11 @@ class Sequences:
     def __len__(self) -> int:
         return self.ids_BT.shape[0]
 
-    def batches(self, budget: int) -> list[list[int]]:
-        """Micro-batches of the rows."""
-        return micro_batches(self.lengths, budget, packed=self.packed)
+    def batches(self, budget: int, rows: Sequence[int] | None = None) -> list[list[int]]:
+        """Micro-batches of these rows, or of all."""
+        rows = range(len(self)) if rows is None else rows
+        parts = micro_batches([self.lengths[i] for i in rows], budget, packed=self.packed)
+        return [[rows[i] for i in part] for part in parts]
 
     @cached_property
     def packs(self) -> Packs:
@@ -106,7 +108,9 @@ class Sequences:
             mask_BR=self.mask_BR[pick, :R],
             lengths=lengths,
             answers=answers,
-            h_BTD=None if self.h_BTD is None else self.h_BTD[pick.to(self.h_BTD.device), :T],
+            h_BTD=None
+            if self.h_BTD is None
+            else self.h_BTD[torch.tensor(rows, device=self.h_BTD.device), :T],
         )
 
     def predictors_BR(self) -> Tensor:

@@ -17,7 +17,8 @@ import copy
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +26,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from ppolite.models.body import Body
 from ppolite.models.decoder import arithmetic, decoder_of, hold, last_hidden, layer_path, layers_of, view
-from ppolite.models.memory import Place, is_out_of_memory, kept_at, memory_of
+from ppolite.models.memory import Keep, is_out_of_memory, kept_at, memory_of
 from ppolite.models.packs import kinds_of
 from ppolite.models.sequences import Sequences
 from ppolite.types import UserError
@@ -53,7 +54,8 @@ class Trunk:
         model.requires_grad_(False).eval()
         self.model, self.split, self.dtype = model, split, dtype
         self.packed = kinds_of(decoder.config) is not None if packed is None else packed
-        self.keep: Place | Literal["auto"] = "auto"
+        self.keep: Keep = "auto"
+        """Where the bottom's output for a round of PPO stays (`trunk.keep`)."""
         self.gap: float | None = None
         """What `verify` found, where it was asked."""
         self.top = Body.of(model, split, dtype=dtype)
@@ -86,32 +88,33 @@ class Trunk:
         return self._last_front[1:]
 
     @torch.no_grad()
-    def bottom(self, seqs: Sequences, budget: int | None = None) -> Sequences:
+    def bottom(self, seqs: Sequences, budget: int | None = None, keep: Keep = "device") -> Sequences:
         """Run the frozen layers once; the result carries h_k for every role and every epoch.
 
-        Where it is kept nowhere (`trunk.keep`), parts that are selected from the result run them when they are asked.
-        `budget` bounds the tokens that go through at once.
+        Where `keep` comes to nowhere, whatever is selected from the result runs them when it is asked. `budget`
+        bounds the tokens that go through at once.
         """
         seqs = replace(seqs, packed=self.packed)
         if self._bottom is None:
             return seqs
         (B, T), device = seqs.ids_BT.shape, seqs.ids_BT.device
         D = decoder_of(self.model).config.hidden_size
-        place = kept_at(self.keep, 4 * B * T * D, memory_of(device))
+        place = kept_at(keep, 4 * B * T * D, memory_of(device))
         with arithmetic(device, self.dtype):
-            h_prefix, _ = self._front(seqs.prefix_P)
+            h_prefix, front = self._front(seqs.prefix_P)
+        run = partial(self._run_bottom, front=front if seqs.prefix_P.numel() else None)
         if place == "none":
-            return replace(seqs, h_prefix_1PD=h_prefix, again=self._run_bottom)
+            return replace(seqs, h_prefix_1PD=h_prefix, again=run)
         h_BTD, where = None, device if place == "device" else torch.device("cpu")
         for rows in seqs.batches(budget or B * T):
-            h = self._run_bottom(seqs.select(rows)).to(where)
+            h = run(seqs.select(rows)).to(where)
             if h_BTD is None:
                 h_BTD = h.new_zeros(B, T, D)
             h_BTD[torch.tensor(rows, device=where), : h.shape[1]] = h
         return replace(seqs, h_prefix_1PD=h_prefix, h_BTD=h_BTD)
 
     @torch.no_grad()
-    def _run_bottom(self, seqs: Sequences) -> Tensor:
+    def _run_bottom(self, seqs: Sequences, front: DynamicCache | None) -> Tensor:
         """h_k of the rows, [B, T, D]; at padding anything."""
         assert self._bottom is not None
         P, (B, T) = seqs.prefix_P.numel(), seqs.ids_BT.shape
@@ -123,11 +126,10 @@ class Trunk:
             ids, positions = seqs.ids_BT, torch.arange(P, P + T, device=seqs.ids_BT.device)[None]
             mask = torch.cat([seqs.mask_BT.new_ones(B, P), seqs.mask_BT], 1)
         cache: dict[str, Any] = {"use_cache": False}
+        if front is not None:
+            cache = {"use_cache": True, "past_key_values": copy.deepcopy(front)}
+            cache["past_key_values"].batch_repeat_interleave(len(ids))
         with arithmetic(seqs.ids_BT.device, self.dtype):
-            if P:
-                _, front = self._front(seqs.prefix_P)
-                cache = {"use_cache": True, "past_key_values": copy.deepcopy(front)}
-                cache["past_key_values"].batch_repeat_interleave(len(ids))
             h = last_hidden(self._bottom, input_ids=ids, attention_mask=mask, position_ids=positions, **cache)
         return h.flatten(0, 1)[seqs.packs.place_BT] if seqs.packed else h
 

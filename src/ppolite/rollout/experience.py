@@ -39,7 +39,7 @@ def sequences(roles: Roles, rollouts: Sequence[Rollout], budget: int) -> Sequenc
         prompts, responses = [r.prompt_ids for r in rollouts], [r.response_ids for r in rollouts]
         seqs = Sequences.of(prompts, responses, roles.policy.device)
         roles.last = None  # let the hidden states of the round before go
-        roles.last = list(rollouts), roles.trunk.bottom(seqs, budget)
+        roles.last = list(rollouts), roles.trunk.bottom(seqs, budget, roles.trunk.keep)
     return roles.last[1]
 
 

@@ -40,9 +40,6 @@ from ppolite.rollout.draw import draw, uniforms
 from ppolite.rollout.prefill import Waiting
 from ppolite.types import Finish, Prompt, Rollout, Sampling
 
-MAX_ROWS = 64
-"""Rows that are generated side by side."""
-
 
 @dataclass
 class _Row:
@@ -79,7 +76,8 @@ class _Row:
 class LocalGenerator:
     """`Generator` over a body of this process. `version` counts the updates the policy has seen.
 
-    `look_every` is how many tokens are drawn before the host looks which rows have ended.
+    `max_rows` are generated side by side; `look_every` is how many tokens are drawn before the host looks which of
+    them have ended.
     """
 
     def __init__(
@@ -88,7 +86,7 @@ class LocalGenerator:
         tokenizer: PreTrainedTokenizerBase,
         stop_ids: frozenset[int],
         *,
-        max_rows: int = MAX_ROWS,
+        max_rows: int = 64,
         look_every: int | None = None,
         tick: Callable[[int], None] | None = None,
     ) -> None:

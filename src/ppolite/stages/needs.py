@@ -21,7 +21,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from ppolite.config import Recipe
 from ppolite.models.body import Body
 from ppolite.models.footprint import Activations, activations, blueprint, cache_size, size_of, weights_of
-from ppolite.models.memory import kept_at
+from ppolite.models.memory import MOST
 from ppolite.models.prepacked import prepacking
 from ppolite.models.roles import Norm, hand_out, scalar_head, trainable
 from ppolite.models.sequences import micro_batches
@@ -116,13 +116,17 @@ class Job:
         half = self.dtype.itemsize if self.dtype.itemsize < 4 else 0
         return rows * self.config.vocab_size * (4 * copies + half)
 
-    def hidden(self, rows: Sequence[int], budget: int) -> int:
-        """What the frozen bottom gives for rows of these lengths, padded; not kept, for `budget` tokens at most."""
-        trunk, whole = self.recipe.trunk, len(rows) * max(rows)
-        width = 4 * self.config.hidden_size if trunk.split else 0
-        place = kept_at(trunk.keep, width * whole, self.has)
-        here = place == "device" or (place == "cpu" and self.on_cpu)
-        return width * (whole if here else min(whole, max(budget, *rows)))
+    def hidden(self, rows: Sequence[int]) -> int:
+        """What the frozen bottom gives for rows of these lengths, padded."""
+        return 4 * self.config.hidden_size * len(rows) * max(rows) if self.recipe.trunk.split else 0
+
+    def kept(self, rows: Sequence[int], budget: int) -> int:
+        """What of it stays on the device for a round of PPO, at most: rounds can be shorter than the rows here."""
+        keep, whole = self.recipe.trunk.keep, self.hidden(rows)
+        if keep == "auto":
+            return min(whole, int(MOST * self.has))
+        here = keep == "device" or (keep == "cpu" and self.on_cpu)
+        return whole if here else whole * min(budget, sum(rows)) // (len(rows) * max(rows))
 
 
 def stages(job: Job) -> list[Stage]:
@@ -136,11 +140,10 @@ def _sft(job: Job) -> Stage:
     assert config is not None
     body, _ = trainable(trunk.top, job.recipe.train, own=True)
     batch = rows.batch(config.batch_size)
-    budget = config.optim.micro_batch_tokens
-    update = _Update(job, trunk, rows.shared, batch, budget)
+    update = _Update(job, trunk, rows.shared, batch, config.optim.micro_batch_tokens)
     return Stage(
         "sft",
-        job.base | _owned(trunk, [body]) | {"hidden states": job.hidden(batch, budget)},
+        job.base | _owned(trunk, [body]) | {"hidden states": job.hidden(batch)},
         {"backward": update.backward(body, [body], logits=True), "step": update.step([body])},
     )
 
@@ -152,15 +155,14 @@ def _reward(job: Job) -> Stage:
     body, _ = trainable(trunk.top.clone(embed=trunk.split == 0, score=head), job.recipe.train, own=True)
     head.requires_grad_(True)
     batch = rows.batch(config.batch_size)
-    budget = config.optim.micro_batch_tokens
-    update = _Update(job, trunk, rows.shared, batch, budget)
+    update = _Update(job, trunk, rows.shared, batch, config.optim.micro_batch_tokens)
     return Stage(
         "reward",
         job.base | _owned(trunk, [body, trunk.top]),
         {
-            "backward": update.backward(body, [body]) | {"hidden states": job.hidden(batch, budget)},
+            "backward": update.backward(body, [body]) | {"hidden states": job.hidden(batch)},
             "step": update.step([body]),
-            "agreement": {"hidden states": job.hidden(rows.batch(config.eval_examples), budget)},
+            "agreement": {"hidden states": job.hidden(rows.batch(config.eval_examples))},
             "samples": _generation(job, trunk.top, rows, config.norm_samples),
         },
     )
@@ -201,7 +203,7 @@ def _ppo(job: Job) -> Stage:
     }
     if critic.borrows:
         del phases["critic's backward"]
-    return Stage("ppo", always | {"hidden states": job.hidden(batch, budget)}, phases)
+    return Stage("ppo", always | {"hidden states": job.kept(batch, budget)}, phases)
 
 
 def _owned(trunk: Trunk, bodies: Sequence[Body | None]) -> Parts:

@@ -116,8 +116,7 @@ class Updates:
         """What these rows add to the gradients of a minibatch of `denom` tokens, and to its metrics."""
         config = self.config
         told: dict[str, Tensor] = {}
-        for part in seqs.select(rows).batches(self.fitting.tokens) if rows else ():
-            micro = [rows[i] for i in part]
+        for micro in seqs.batches(self.fitting.tokens, rows) if rows else ():
             batch, known = seqs.select(micro), experience.select(micro)
             hidden_ND = self.roles.policy.response_hidden(batch)
             logp_BR, _ = self.roles.policy.logprobs(batch, config.temperature, hidden_ND=hidden_ND)
