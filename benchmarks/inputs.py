@@ -16,7 +16,14 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig, PreTrainedTokenizerBase
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerBase,
+)
 
 from benchmarks.harness import BENCH
 from ppolite.data.chat import encode_example, encode_prompt, prepare_tokenizer
@@ -27,6 +34,7 @@ from ppolite.stages.opening import resolve
 from ppolite.stages.rows import Cycle, batches, shuffled
 from ppolite.types import Example, Preference, Prompt, Scored
 
+EMBEDDED = "embedded:smollm2-135m"
 SHORT = ("sft.data.limit=320", "reward.data.limit=320", "ppo.min_rm_accuracy=0")
 """Models that will do to take the time of a step: their answers have the length of reviews, and end."""
 HELD_OUT = 0.1
@@ -44,6 +52,17 @@ def models(run: Path, overrides: Sequence[str]) -> None:
             print(f"training {run / stage}", flush=True)
             command = [sys.executable, "-m", "ppolite.cli", stage, "film", "--out", str(run), *told]
             subprocess.run(command, check=True)
+
+
+def random_model(folder: Path, shape: dict[str, int]) -> LlamaForCausalLM:
+    """A Llama of that shape with random weights, saved in half precision with the embedded model's tokenizer."""
+    torch.manual_seed(0)
+    config = LlamaConfig(**shape, tie_word_embeddings=True, max_position_embeddings=2048)  # pyright: ignore[reportArgumentType]
+    auto: Any = AutoModelForCausalLM
+    model = auto.from_config(config, dtype=torch.bfloat16)
+    model.save_pretrained(folder)
+    tokenizer_of(EMBEDDED).save_pretrained(folder)
+    return model
 
 
 def tokenizer_of(model: str | Path) -> PreTrainedTokenizerBase:

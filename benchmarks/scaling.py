@@ -18,16 +18,12 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import torch
-from transformers import LlamaConfig, LlamaForCausalLM
-
 from benchmarks.figures import Book, Side
 from benchmarks.harness import BENCH, OURS, arguments, measure, worker
-from benchmarks.inputs import tokenizer_of
+from benchmarks.inputs import EMBEDDED, random_model
 from benchmarks.plan import planned
 from benchmarks.record import ROOT
 
-EMBEDDED = "embedded:smollm2-135m"
 SHAPES: dict[str, dict[str, int]] = {
     "SmolLM2-360M": {
         "hidden_size": 960, "intermediate_size": 2560, "num_hidden_layers": 32, "num_attention_heads": 15,
@@ -70,10 +66,7 @@ def model(name: str) -> str:
         return name
     folder = BENCH / "models" / name.replace(", ", "-").replace(" ", "-")
     if not (folder / "config.json").exists():
-        torch.manual_seed(0)
-        config = LlamaConfig(**SHAPES[name], tie_word_embeddings=True, max_position_embeddings=2048)  # pyright: ignore[reportArgumentType]
-        LlamaForCausalLM(config).save_pretrained(folder)
-        tokenizer_of(EMBEDDED).save_pretrained(folder)
+        random_model(folder, SHAPES[name])
     return str(folder.relative_to(ROOT))
 
 
