@@ -112,10 +112,9 @@ def explain(error: ValidationError, where: str, root: type[BaseModel]) -> UserEr
         return UserError(f"{where}: {prefix}{first.get('ctx', {})['error']}")
     found = _SHORT.repr(first["input"])
     if first["type"] == "model_type" and (inside := _known_keys(root, loc)):
-        keys = ", ".join(f"`{path}.{key}`" for key in inside[:3])
-        return UserError(
-            f"{where}: `{path}` is {found}, but it is a section; set {keys} or another key of it"
-        )
+        *keys, last = [f"`{path}.{key}`" for key in inside[:3]] + ["another key of it"] * (len(inside) > 3)
+        keys = f"{', '.join(keys)} or {last}" if keys else last
+        return UserError(f"{where}: `{path}` is {found}, but it is a section; set {keys}")
     return UserError(f"{where}: `{path}` is {found}; {first['msg'][0].lower()}{first['msg'][1:]}")
 
 
