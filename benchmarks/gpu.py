@@ -6,7 +6,7 @@
     step        seconds beside TRL 1.12.0 in bfloat16 weights, pair by pair, memory of both
 
 All weights are random, in the shapes of SmolLM2, Qwen2.5-1.5B and Qwen2.5-7B, so every answer is as long as it may be.
-Adapters go on the upper third of the layers, on both sides; `full` trains all four models' layers that learn. What does
+Adapters go on the upper third of the layers, on both sides; `full` trains policy and critic whole. What does
 not fit or is not installed is named, and the next one begins.
 
     python -m benchmarks.gpu

@@ -177,11 +177,12 @@ def test_wherever_it_is_kept_the_log_probs_are_the_same(name: str, monkeypatch: 
         torch.testing.assert_close(found[keep], found["device"], rtol=1e-4, atol=1e-5)
 
 
-def test_too_large_to_be_kept() -> None:
+def test_too_large_to_be_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     """The first place of which it fills at most a quarter."""
-    everything = memory_of(tiny.CPU)
+    everything, gpu = memory_of(tiny.CPU), torch.device("cuda")
     assert everything > 2**28
-    assert kept_at("auto", 1000, 4000) == "device"
-    assert kept_at("auto", 1001, 4000) == "cpu"
-    assert kept_at("auto", everything // 4 + 1, 4000) == "none"
-    assert [kept_at(place, 2**60, 1) for place in ("device", "cpu", "none")] == ["device", "cpu", "none"]
+    monkeypatch.setattr("ppolite.models.memory.memory_of", lambda at: 4000 if at == gpu else everything)
+    assert kept_at("auto", 1000, gpu) == "device"
+    assert kept_at("auto", 1001, gpu) == "cpu"
+    assert kept_at("auto", everything // 4 + 1, gpu) == "none"
+    assert [kept_at(place, 2**60, gpu) for place in ("device", "cpu", "none")] == ["device", "cpu", "none"]

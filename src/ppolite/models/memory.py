@@ -1,6 +1,6 @@
 """How much memory there is, where hidden states stay in it, and whether an error says that it was too little.
 
-    kept_at("auto", size, memory_of(device))      "device", "cpu" or "none": where `size` bytes of them stay
+    kept_at("auto", size, device)      "device", "cpu" or "none": where `size` bytes of them stay
 
 All sizes are bytes.
 """
@@ -51,15 +51,15 @@ def _container_limit() -> int | None:
     return int(said) if said.isdigit() else None
 
 
-def kept_at(keep: Keep, size: int, device_has: int) -> Place:
-    """Where `size` bytes of hidden states stay, on a device of `device_has` bytes.
+def kept_at(keep: Keep, size: int, device: torch.device) -> Place:
+    """Where `size` bytes of hidden states stay that are made on this device.
 
     `auto`: on the device where they fill at most a quarter of it, else with the CPU by the same measure, else nowhere.
     Free memory has no say: when a run goes on, the choice has to be the one that it began with.
     """
     if keep != "auto":
         return keep
-    if size <= MOST * device_has:
+    if size <= MOST * memory_of(device):
         return "device"
     return "cpu" if size <= MOST * memory_of(torch.device("cpu")) else "none"
 

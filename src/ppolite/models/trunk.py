@@ -26,7 +26,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from ppolite.models.body import Body
 from ppolite.models.decoder import arithmetic, decoder_of, hold, last_hidden, layer_path, layers_of, view
-from ppolite.models.memory import Keep, is_out_of_memory, kept_at, memory_of
+from ppolite.models.memory import Keep, is_out_of_memory, kept_at
 from ppolite.models.packs import kinds_of
 from ppolite.models.sequences import Sequences
 from ppolite.types import UserError
@@ -99,7 +99,7 @@ class Trunk:
             return seqs
         (B, T), device = seqs.ids_BT.shape, seqs.ids_BT.device
         D = decoder_of(self.model).config.hidden_size
-        place = kept_at(keep, 4 * B * T * D, memory_of(device))
+        place = kept_at(keep, 4 * B * T * D, device)
         with arithmetic(device, self.dtype):
             h_prefix, front = self._front(seqs.prefix_P)
         run = partial(self._run_bottom, front=front if seqs.prefix_P.numel() else None)
