@@ -8,6 +8,7 @@ goes into docs/results/control_returns.json, task by task, beside other seeds of
     make bench-returns ARGS='CartPole-v1 --algorithm a2c'
     make bench-returns ARGS='Hopper-v5 --peer --jobs 2'         # and stable-baselines3, seed 0
     make bench-returns ARGS='HalfCheetah-v5 --seeds 2'          # one more
+    make bench-returns ARGS='HalfCheetah-v5 --seeds --peer'     # stable-baselines3 alone
 """
 
 from __future__ import annotations
@@ -91,7 +92,7 @@ def main() -> None:
     )
     parser.add_argument("env", help="as in recipes/control, CartPole-v1")
     parser.add_argument("--algorithm", choices=ALGORITHMS, default="ppo-clip")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2], help="ours")
     parser.add_argument("--peer", action="store_true", help="stable-baselines3 as well")
     parser.add_argument("--peer-seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time, one thread each")
@@ -99,6 +100,8 @@ def main() -> None:
         "--dirty", action="store_true", help="uncommitted code: nothing goes into docs/results"
     )
     args = parser.parse_args()
+    if not args.seeds and not args.peer:
+        parser.error("--seeds names none, and without --peer nothing is left to run")
     if args.peer:
         require_peer()
         if args.algorithm not in PEERS:
@@ -113,7 +116,8 @@ def main() -> None:
     kept: dict[str, Any] = json.loads(RESULT.read_text()) if RESULT.exists() else {}
     kept[key] = joined(kept.get(key, {}), found)
     print(*lines(key, kept[key]), sep="\n")
-    loose = [run for run in found["ours"]["seeds"].values() if run["commit"] is None]
+    ours: dict[str, Any] = found["ours"]["seeds"] if "ours" in found else {}
+    loose = [run for run in ours.values() if run["commit"] is None]
     if loose:
         print(
             f"{len(loose)} of these runs were made of uncommitted code: nothing is written", file=sys.stderr

@@ -85,3 +85,33 @@ def test_what_is_known_already_stays(
     assert list(written) == ["CartPole-v1 a2c", "CartPole-v1 ppo-kl"]
     assert written["CartPole-v1 a2c"]["ours"]["mean"] == 450
     assert written["CartPole-v1 a2c"]["config"]["rollout"] == 5
+
+
+def test_the_other_library_alone_leaves_our_seeds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = tmp_path / "docs" / "result.json"
+    config = load_control("CartPole-v1").model_dump(mode="json", exclude={"seed"})
+    seeds = {"0": {"return_mean": 400.0, "commit": "abc"}}
+    result.parent.mkdir()
+    result.write_text(
+        json.dumps({"CartPole-v1 ppo-clip": {"config": config, "ours": {"mean": 400.0, "seeds": seeds}}})
+    )
+    folder = tmp_path / "CartPole-v1-ppo-clip" / "sb3-0"
+    folder.mkdir(parents=True)
+    (folder / MADE).write_text(json.dumps({"return_mean": 300.0, "settings": {}}))
+    monkeypatch.setattr(control_returns, "RUNS", tmp_path)
+    monkeypatch.setattr(control_returns, "RESULT", result)
+    monkeypatch.setattr(control_returns, "require_peer", lambda: None)
+    for name in control.ONE_THREAD:
+        monkeypatch.setenv(name, "1")
+
+    monkeypatch.setattr("sys.argv", ["x", "CartPole-v1", "--seeds", "--peer"])
+    control_returns.main()
+    written = json.loads(result.read_text())["CartPole-v1 ppo-clip"]
+    assert (written["ours"]["seeds"], written["sb3"]["mean"]) == (seeds, 300.0)
+
+    monkeypatch.setattr("sys.argv", ["x", "CartPole-v1", "--seeds"])
+    with pytest.raises(SystemExit):
+        control_returns.main()
+    assert "nothing is left to run" in capsys.readouterr().err
