@@ -11,7 +11,7 @@ In the second, TRL also gets what its users would have to write themselves: froz
 
     make bench                                            # ours alone, five steps; appends to benchmarks/results
     make bench-peers ARGS=rlhf_step                       # both comparisons, five pairs
-    make bench-peers ARGS='rlhf_step --only best --ours film --peer lora-top'
+    make bench-peers ARGS='rlhf_step --only best --ours film --peer lora-top peft'
     make bench ARGS='--steps 9 --run runs/demo'           # with the models of a finished run
 """
 
@@ -76,8 +76,8 @@ def peer_side(setting: str, spec: dict[str, Any], overrides: list[str], told: di
     )
 
 
-def chosen(table: dict[str, Any], name: str | None) -> dict[str, Any]:
-    return table if name is None else {name: table[name]}
+def chosen(table: dict[str, Any], names: list[str] | None) -> dict[str, Any]:
+    return {name: table[name] for name in names or table}
 
 
 def alone(book: Book, args: argparse.Namespace, told: dict[str, Any]) -> None:
@@ -114,8 +114,10 @@ def main() -> None:
     )
     parser.add_argument("--alone", action="store_true", help="ours by the shipped recipe, without the peer")
     parser.add_argument("--only", choices=["like", "best"], help="one of the two comparisons")
-    parser.add_argument("--ours", choices=OWN, help="our setting in `best`, instead of trying all")
-    parser.add_argument("--peer", choices=PEERS, help="TRL's")
+    parser.add_argument(
+        "--ours", choices=OWN, nargs="+", help="our settings in `best`, instead of trying all"
+    )
+    parser.add_argument("--peer", choices=PEERS, nargs="+", help="TRL's")
     args = parser.parse_args()
     book = Book("rlhf_step", args)
     models(args.run, SHORT)

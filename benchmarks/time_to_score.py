@@ -104,8 +104,8 @@ def main() -> None:
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="of the recipe, for both sides"
     )
-    parser.add_argument("--ours", choices=OWN, help="our setting, instead of trying all")
-    parser.add_argument("--peer", choices=[*TRL, *HALF], help="TRL's")
+    parser.add_argument("--ours", choices=OWN, nargs="+", help="our settings, instead of trying all")
+    parser.add_argument("--peer", choices=[*TRL, *HALF], nargs="+", help="TRL's")
     args = parser.parse_args()
     book = Book("time_to_score", args)
     models(args.run, [])
