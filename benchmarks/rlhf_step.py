@@ -18,6 +18,7 @@ In the second, TRL also gets what its users would have to write themselves: froz
 from __future__ import annotations
 
 import argparse
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,14 @@ PEERS: dict[str, dict[str, Any]] = {
     "lora-top, bf16 weights": PLAIN | {"train": "lora-top", "weights": "bfloat16"},
 }
 """See `workers/ppo_trl.py`. The likely fastest come first: what takes three times as long is ended."""
+
+
+def add_settings(parser: argparse.ArgumentParser, own: Collection[str], peers: Collection[str]) -> None:
+    """`--ours` and `--peer`: those that are tried; all where nothing is named."""
+    for option, names in ("--ours", own), ("--peer", peers):
+        parser.add_argument(
+            option, choices=names, nargs="+", metavar="SETTING", help=f"to be tried, of: {'; '.join(names)}"
+        )
 
 
 def own_side(setting: str, recipe: str, overrides: list[str], told: dict[str, Any]) -> Side:
@@ -114,10 +123,7 @@ def main() -> None:
     )
     parser.add_argument("--alone", action="store_true", help="ours by the shipped recipe, without the peer")
     parser.add_argument("--only", choices=["like", "best"], help="one of the two comparisons")
-    parser.add_argument(
-        "--ours", choices=OWN, nargs="+", help="our settings in `best`, instead of trying all"
-    )
-    parser.add_argument("--peer", choices=PEERS, nargs="+", help="TRL's")
+    add_settings(parser, OWN, PEERS)
     args = parser.parse_args()
     book = Book("rlhf_step", args)
     models(args.run, SHORT)

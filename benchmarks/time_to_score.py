@@ -26,7 +26,7 @@ import torch
 from benchmarks.figures import MEMORY, Book, Figure, Run, Side, compared
 from benchmarks.harness import BENCH, OURS, arguments, fastest, in_turn, measure, worker
 from benchmarks.inputs import models, rounds
-from benchmarks.rlhf_step import OWN, PEERS, PLAIN, chosen, own_side, peer_side
+from benchmarks.rlhf_step import OWN, PEERS, PLAIN, add_settings, chosen, own_side, peer_side
 from ppolite import load_recipe
 from ppolite.models.load import compute_dtype, pick_device
 
@@ -104,8 +104,7 @@ def main() -> None:
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="of the recipe, for both sides"
     )
-    parser.add_argument("--ours", choices=OWN, nargs="+", help="our settings, instead of trying all")
-    parser.add_argument("--peer", choices=[*TRL, *HALF], nargs="+", help="TRL's")
+    add_settings(parser, OWN, [*TRL, *HALF])
     args = parser.parse_args()
     book = Book("time_to_score", args)
     models(args.run, [])
