@@ -109,8 +109,16 @@ def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_auto_dtype_asks_the_chip(monkeypatch: pytest.MonkeyPatch) -> None:
     half, single = torch.bfloat16, torch.float32
-    for flags, expected in ({"avx2"}, single), ({"avx512_bf16"}, half), ({"amx_bf16"}, half), (set(), single):
-        monkeypatch.setattr(load, "_cpu_flags", lambda flags=flags: flags)
+    cpus = {
+        "": single,
+        "GenuineIntel avx2 fma": single,
+        "GenuineIntel avx2 avx512_bf16": single,
+        "GenuineIntel avx512_bf16 amx_bf16": half,
+        "AuthenticAMD avx2": single,
+        "AuthenticAMD avx2 avx512_bf16": half,
+    }
+    for words, expected in cpus.items():
+        monkeypatch.setattr(load, "_cpu", lambda words=words: set(words.split()))
         assert compute_dtype("auto", tiny.CPU) == expected
     assert compute_dtype("bfloat16", tiny.CPU) == torch.bfloat16
     assert compute_dtype("float32", tiny.CPU) == torch.float32

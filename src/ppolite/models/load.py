@@ -42,23 +42,28 @@ def pick_device(name: str) -> torch.device:
 
 
 def compute_dtype(name: str, device: torch.device) -> torch.dtype:
-    """`auto`: bfloat16 where the chip multiplies it natively; other CPUs emulate it, slowly."""
+    """`auto`: bfloat16 where the chip multiplies it faster than float32, which not all do that can (docs/log.md).
+
+    Of CPUs: those with AMX, and AMD's with AVX512-BF16. Intel's AVX512-BF16 has half the rate of its float32.
+    """
     if name != "auto":
         return getattr(torch, name)
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
-    features = _cpu_flags()
-    return torch.bfloat16 if {"avx512_bf16", "amx_bf16"} & features else torch.float32
+    chip = _cpu()
+    fast = "amx_bf16" in chip or {"AuthenticAMD", "avx512_bf16"} <= chip
+    return torch.bfloat16 if fast else torch.float32
 
 
-def _cpu_flags() -> set[str]:
+def _cpu() -> set[str]:
+    """Vendor and features of the first core, as Linux names them; empty where it does not."""
     info = Path("/proc/cpuinfo")
     if not info.exists():
         return set()
-    for line in info.read_text(encoding="utf-8", errors="replace").splitlines():
-        if line.startswith("flags"):
-            return set(line.split(":", 1)[1].split())
-    return set()
+    first = info.read_text(encoding="utf-8", errors="replace").split("\n\n", 1)[0]
+    rows = (line.split(":", 1) for line in first.splitlines() if ":" in line)
+    told = {key.strip(): value.split() for key, value in rows}
+    return {word for key in ("vendor_id", "flags") for word in told.get(key, ())}
 
 
 def _source(source: str, kind: str) -> tuple[str, dict[str, Any]]:
