@@ -1,4 +1,4 @@
-"""Weights laid out for a few rows: the same numbers, for a generation on a CPU in float32 and nothing else."""
+"""Weights laid out for a few rows: the same numbers, for a generation on a CPU and nothing else."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from transformers.pytorch_utils import Conv1D
 from ppolite.config import Train
 from ppolite.models import prepacked as module
 from ppolite.models.body import Body
-from ppolite.models.decoder import last_hidden, layers_of
+from ppolite.models.decoder import arithmetic, last_hidden, layers_of
 from ppolite.models.plain import plain
 from ppolite.models.prepacked import prepacked, prepacking
 from ppolite.models.roles import trainable
@@ -42,7 +42,7 @@ def body_of(name: str = "llama", kind: str = "lora", dtype: torch.dtype = torch.
 def test_the_same_product(linear: nn.Module, rows: int) -> None:
     stream = torch.Generator().manual_seed(rows)
     for x in (torch.randn(rows, 48, generator=stream), torch.randn(2, rows, 48, generator=stream)):
-        ours = prepacked(linear)(x)
+        ours = prepacked(linear, torch.float32)(x)
         torch.testing.assert_close(ours, linear(x), rtol=1e-5, atol=1e-5)
         assert ours.is_contiguous()
 
@@ -55,9 +55,25 @@ def test_a_body_s_numbers(name: str, kind: str) -> None:
     hidden_BTD = last_hidden(body.whole, input_ids=IDS)
     decoder = plain(body, prepack=True)
     torch.testing.assert_close(last_hidden(decoder, input_ids=IDS), hidden_BTD, rtol=1e-4, atol=1e-5)
-    last_BD, head = hidden_BTD[:, -1], prepacked(body.head)
+    last_BD, head = hidden_BTD[:, -1], prepacked(body.head, body.dtype)
     torch.testing.assert_close(body.logits(last_BD, head=head), body.logits(last_BD), rtol=1e-4, atol=1e-4)
     assert not any(type(m) in (nn.Linear, Conv1D) for m in layers_of(decoder).modules())
+
+
+@pytest.mark.skipif(
+    not prepacking(Trunk(tiny.model(), 0, torch.bfloat16).top, tiny.CPU), reason="oneDNN has no bfloat16 here"
+)
+@pytest.mark.parametrize("kind", ["lora", "layers"])
+@pytest.mark.parametrize("name", tiny.NAMES)
+@torch.no_grad()
+def test_a_body_s_numbers_in_half_precision(name: str, kind: str) -> None:
+    """Those of oneDNN, which the linear layers ask too: to the bit."""
+    body = body_of(name, kind, torch.bfloat16)
+    with arithmetic(tiny.CPU, torch.bfloat16):
+        hidden_BTD = last_hidden(plain(body), input_ids=IDS)
+        assert torch.equal(last_hidden(plain(body, prepack=True), input_ids=IDS), hidden_BTD)
+    last_BD, head = hidden_BTD[:, -1], prepacked(body.head, body.dtype)
+    assert torch.equal(body.logits(last_BD, head=head), body.logits(last_BD))
 
 
 @torch.no_grad()
@@ -77,14 +93,16 @@ def test_a_class_of_its_own_is_left_alone() -> None:
             return 2 * super().forward(input)
 
     own = nn.Sequential(Doubled(4, 4))
-    assert prepacked(own)(torch.ones(1, 4)).equal(own(torch.ones(1, 4)))
+    assert prepacked(own, torch.float32)(torch.ones(1, 4)).equal(own(torch.ones(1, 4)))
 
 
 def test_where_there_is_no_copy(monkeypatch: pytest.MonkeyPatch) -> None:
     body = body_of()
     size = prepacking(body, tiny.CPU)
     assert prepacking(body, torch.device("cuda")) == 0
-    assert prepacking(body_of(dtype=torch.bfloat16), tiny.CPU) == 0
+    for half in (size // 2, 0):
+        monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda half=half: half > 0)
+        assert prepacking(body_of(dtype=torch.bfloat16), tiny.CPU) == half
     monkeypatch.setattr(module, "PREPACKED_AT_MOST", size)
     assert prepacking(body, tiny.CPU) == size
     monkeypatch.setattr(module, "PREPACKED_AT_MOST", size - 1)
@@ -99,7 +117,9 @@ def test_a_generation_makes_one_copy(
 ) -> None:
     """One of the head, that is, which stands for all; of a single row there is none to gain."""
     made: list[object] = []
-    monkeypatch.setattr(local, "prepacked", lambda head: made.append(head) or module.prepacked(head))
+    monkeypatch.setattr(
+        local, "prepacked", lambda head, dtype: made.append(head) or module.prepacked(head, dtype)
+    )
     body = Body.of(tiny.model().to(dtype), 0, dtype=dtype)
     generator = LocalGenerator(body, tiny.tokenizer(), frozenset([2]))
     generator.generate([Prompt(text=f"say {i}") for i in range(count)], Sampling(max_new_tokens=3), seed=0)

@@ -13,6 +13,7 @@ keeps the half-precision cast of a trained weight for as long as the generation 
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -31,7 +32,7 @@ def plain(body: Body, *, prepack: bool = False) -> PreTrainedModel:
     With `prepack` the linear layers hold copies of their weights (prepacked.py).
     """
     name, _ = layer_path(body.decoder)
-    finish = prepacked if prepack else lambda layer: layer
+    finish = partial(prepacked, dtype=body.dtype) if prepack else lambda layer: layer
     layers = [finish(_plain(layer, body.dtype)) for layer in layers_of(body.whole)]
     return view(body.whole, {name: nn.ModuleList(layers)})
 

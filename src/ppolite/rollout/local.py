@@ -130,7 +130,7 @@ class LocalGenerator:
         head: Callable[[Tensor], Tensor] = self.body.logits
         if prepack:
             assert self.body.head is not None
-            head = partial(self.body.logits, head=prepacked(self.body.head))
+            head = partial(self.body.logits, head=prepacked(self.body.head, self.body.dtype))
         waiting = Waiting(decoder, ids, self.body.device)
         # The last token drawn is never run, so it needs no room.
         room = max(map(len, ids)) + R - 1
