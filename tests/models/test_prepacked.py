@@ -23,8 +23,15 @@ from ppolite.types import Prompt, Sampling
 IDS = torch.tensor([[7, 8, 9, 10, 11], [3, 1, 4, 1, 5]])
 
 pytestmark = pytest.mark.skipif(
-    not prepacking(Trunk(tiny.model(), 0).top, tiny.CPU), reason="torch has no oneDNN for this machine"
+    not torch.backends.mkldnn.is_available(), reason="torch has no oneDNN for this machine"
 )
+
+
+@pytest.fixture(autouse=True)
+def on_avx2(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where float32 gains by a copy."""
+    monkeypatch.setattr(module.platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
 
 
 def body_of(name: str = "llama", kind: str = "lora", dtype: torch.dtype = torch.float32) -> Body:
@@ -61,7 +68,7 @@ def test_a_body_s_numbers(name: str, kind: str) -> None:
 
 
 @pytest.mark.skipif(
-    not prepacking(Trunk(tiny.model(), 0, torch.bfloat16).top, tiny.CPU), reason="oneDNN has no bfloat16 here"
+    not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="oneDNN has no bfloat16 for this machine"
 )
 @pytest.mark.parametrize("kind", ["lora", "layers"])
 @pytest.mark.parametrize("name", tiny.NAMES)
@@ -103,6 +110,10 @@ def test_where_there_is_no_copy(monkeypatch: pytest.MonkeyPatch) -> None:
     for half in (size // 2, 0):
         monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda half=half: half > 0)
         assert prepacking(body_of(dtype=torch.bfloat16), tiny.CPU) == half
+    for capability in ("AVX512", "DEFAULT"):
+        monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda has=capability: has)
+        assert prepacking(body, tiny.CPU) == 0
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
     monkeypatch.setattr(module, "PREPACKED_AT_MOST", size)
     assert prepacking(body, tiny.CPU) == size
     monkeypatch.setattr(module, "PREPACKED_AT_MOST", size - 1)

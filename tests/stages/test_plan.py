@@ -84,10 +84,14 @@ def test_what_comes_and_goes(world: World) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_generating_has_its_copy_of_the_weights(world: World, dtype: torch.dtype) -> None:
+def test_generating_has_its_copy_of_the_weights(
+    world: World, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ppolite.models.prepacked._gains", lambda asked: asked == torch.float32)
     policy = Trunk(load_causal(str(world.folder / "model"), tiny.CPU), 2, dtype).top
     phase = stages_of(world, dtype=str(dtype).removeprefix("torch."))["ppo"].phases["generate"]
     assert phase["prepacked weights"] == prepacking(policy, tiny.CPU)
+    assert (phase["prepacked weights"] > 0) == (dtype == torch.float32)
 
 
 def test_hidden_states_are_counted_where_they_stay(world: World) -> None:
