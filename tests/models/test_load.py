@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from pathlib import Path
 
 import pytest
@@ -105,6 +106,14 @@ def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
         pick_device("cuda")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert pick_device("auto") == pick_device("cuda") == torch.device("cuda")
+
+
+@pytest.mark.skipif(
+    platform.machine() != "x86_64" or not Path("/proc/cpuinfo").exists(), reason="another chip"
+)
+def test_the_chip_is_known() -> None:
+    assert {"sse2", "fpu"} <= load._cpu()
+    assert load._cpu() & {"GenuineIntel", "AuthenticAMD"}
 
 
 def test_auto_dtype_asks_the_chip(monkeypatch: pytest.MonkeyPatch) -> None:
