@@ -73,7 +73,7 @@ LABELS = {
 FAMILIES = {"is-pg": "plain weights", "is-pg-cut": f"weights cut at {CAP:g}", "ppo-clip": "ppo-clip"}
 TITLES = {
     "is-pg": "Plain weights: too far in a round",
-    "is-pg-cut": "Cut at 2: much the same",
+    "is-pg-cut": "Cut at 2: ten passes pay, not forty",
     "ppo-clip": "With the clip 40 passes pay",
 }  # fmt: skip
 SHADES = {1: "#56b4e9", 4: "#0072b2", 10: "#e69f00", 40: "#d55e00"}
