@@ -409,7 +409,9 @@ def test_changed_recipe_in_a_finished_folder(
 def test_what_only_ppo_reads_may_change_before_it(copied: Path, ppolite: Run) -> None:
     assert "watch.kl" in refuse(ppolite, "run", copied, "--set", "watch.kl=5")
     shutil.rmtree(copied / "policy")
-    code, _, noted = ppolite("run", copied, "--set", "watch.kl=5", "--set", "train.recompute=true")
+    less_memory = ["train.recompute=true", "trunk.keep=none", "decode_rows=4"]
+    sets = [part for change in ("watch.kl=5", *less_memory) for part in ("--set", change)]
+    code, _, noted = ppolite("run", copied, *sets)
     assert code == 0, noted
 
 

@@ -36,8 +36,8 @@ log = logging.getLogger("ppolite")
 RESULTS = {"sft": "sft", "reward": "reward", "ppo": "policy"}
 STAGES: dict[str, Any] = {"sft": SFT, "reward": RewardModel, "ppo": PPO}
 FREE = {
-    "evaluation", "checkpoint", "faults", "doctor", "device", "dtype", "roles", "train.recompute",
-    "ppo.min_rm_accuracy", "iterate.rounds",
+    "evaluation", "checkpoint", "faults", "doctor", "device", "dtype", "roles", "train.recompute", "trunk.keep",
+    "decode_rows", "ppo.min_rm_accuracy", "iterate.rounds",
 }  # fmt: skip
 """Keys that may change between stages of one run: they alter no finished result's meaning."""
 
