@@ -116,8 +116,7 @@ def main() -> None:
     kept: dict[str, Any] = json.loads(RESULT.read_text()) if RESULT.exists() else {}
     kept[key] = joined(kept.get(key, {}), found)
     print(*lines(key, kept[key]), sep="\n")
-    ours: dict[str, Any] = found["ours"]["seeds"] if "ours" in found else {}
-    loose = [run for run in ours.values() if run["commit"] is None]
+    loose = [run for run in seeds_of(found, "ours").values() if run["commit"] is None]
     if loose:
         print(
             f"{len(loose)} of these runs were made of uncommitted code: nothing is written", file=sys.stderr
@@ -155,12 +154,16 @@ def collect(config: Control, args: argparse.Namespace) -> dict[str, Any]:
     return found
 
 
+def seeds_of(found: dict[str, Any], who: str) -> dict[str, Any]:
+    """Runs by seed; none of whoever did not run."""
+    return found[who]["seeds"] if who in found else {}
+
+
 def joined(kept: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
     """What is found, beside the kept runs of other seeds. Those of other settings go, and that is said."""
     whole = dict(found)
     for who in ("ours", "sb3"):
-        old: dict[str, Any] = kept[who]["seeds"] if who in kept else {}
-        new: dict[str, Any] = found[who]["seeds"] if who in found else {}
+        old, new = seeds_of(kept, who), seeds_of(found, who)
         if who == "ours":
             same = not old or _trained_by(kept["config"]) == _trained_by(found["config"])
         else:

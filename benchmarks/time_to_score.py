@@ -117,8 +117,8 @@ def main() -> None:
     watch = Watch(args, prompts, config.max_new_tokens)
     own = chosen(OWN, args.ours).items()
     ours, tried = fastest([own_side(k, r, [*args.set, *o], told) for k, (r, o) in own], SECONDS, args, watch)
-    settings = TRL | (HALF if compute_dtype("auto", pick_device("auto")) == torch.bfloat16 else {})
-    peers = chosen(settings, args.peer).items()
+    half = compute_dtype("auto", pick_device("auto")) == torch.bfloat16
+    peers = chosen(TRL | HALF, args.peer or [*TRL, *(HALF if half else ())]).items()
     theirs, more = fastest(
         [peer_side(k, spec, [*args.set, *o], told) for k, (spec, o) in peers], SECONDS, args, watch
     )
