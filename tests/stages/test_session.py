@@ -193,9 +193,41 @@ def test_a_changed_recipe_is_named(
     ):
         run_stage("ppo", other, trained)
     run_stage("ppo", other, trained, allow_changes=True)
+    assert "begun with other values of ppo.kl.beta, ppo.steps; going on as it is now" in caplog.text
     assert "ppo: going on after step 2" in caplog.text
     betas = {row["step"]: row["leash/beta"] for row in read_metrics(trained) if "leash/beta" in row}
-    assert betas == {1: 0.05, 2: 0.05, 3: 0.05}  # the leash's own state is older than the new recipe
+    assert betas == {1: 0.05, 2: 0.05, 3: 0.2}
+
+
+def test_a_state_that_is_older_than_a_key_goes_on(
+    world: World, trained: Path, killed_after: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe, latest = world.recipe(**STEPS), Checkpoints.latest
+    killed_after(2)
+    with pytest.raises(Killed):
+        run_stage("ppo", recipe, trained)
+
+    def of_before(self: Checkpoints) -> tuple[int, dict[str, Any]] | None:
+        found = latest(self)
+        assert found
+        del found[1]["recipe"]["decode_rows"], found[1]["trainer"]["first_beta"]
+        return found
+
+    def with_a_key_that_went(self: Checkpoints) -> tuple[int, dict[str, Any]] | None:
+        found = latest(self)
+        assert found
+        found[1]["recipe"]["went"] = 1
+        return found
+
+    monkeypatch.setattr(Checkpoints, "latest", of_before)
+    with pytest.raises(UserError, match=r"begun with other values of decode_rows; put that back"):
+        run_stage("ppo", world.recipe(**STEPS, decode_rows=2), trained)
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "latest", with_a_key_that_went)
+        with pytest.raises(UserError, match=r"begun with a recipe that this version does not take .*`went`"):
+            run_stage("ppo", recipe, trained)
+    run_stage("ppo", recipe, trained)
+    assert [row["step"] for row in read_metrics(trained) if "leash/beta" in row] == [1, 2, 3, 4]
 
 
 def test_data_that_changed_is_noticed(

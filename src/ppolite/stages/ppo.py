@@ -329,6 +329,7 @@ class PPO:
             "steps_done": self.steps_done,
             "updates": self.updates.state(),
             "leash": self.leash.state_dict(),
+            "first_beta": self.config.kl.beta,
             "rounds": self.rounds.state(),
             "heldout": self.heldout.state(),
             "watcher": self.watcher.state_dict(),
@@ -337,7 +338,10 @@ class PPO:
     def restore(self, state: State) -> None:
         """The state that `state` gave. Raises ValueError where it does not fit this recipe."""
         self.updates.restore(state["updates"])
-        self.leash.load_state_dict(state["leash"])
+        if (
+            state.get("first_beta", self.config.kl.beta) == self.config.kl.beta
+        ):  # else the recipe's new one counts
+            self.leash.load_state_dict(state["leash"])
         self.rounds.restore(state["rounds"])
         self.heldout.restore(state["heldout"])
         self.watcher.load_state_dict(state["watcher"])

@@ -27,7 +27,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
-from ppolite.config import Recipe, changed_keys, save_recipe
+from ppolite.config import Recipe, changed_keys, parse_recipe, save_recipe
 from ppolite.dist import single
 from ppolite.obs.alone import alone
 from ppolite.obs.run_files import write_json
@@ -190,8 +190,13 @@ def begin_again(stage: str, trainer: Trainer, *, allow_changes: bool) -> tuple[i
     if found is None:
         return None
     step, state = found
-    if not allow_changes:
-        _check_unchanged(stage, trainer, state, checkpoints.folder)
+    if changed := _what_changed(stage, trainer, state, checkpoints.folder):
+        if not allow_changes:
+            raise UserError(
+                f"{checkpoints.folder}: the stage was begun with {changed}; put that back, go on as it is now by "
+                "--allow-changes, or delete that folder to begin the stage anew"
+            )
+        log.warning("%s: begun with %s; going on as it is now", stage, changed)
     try:
         trainer.restore(state["trainer"])
         trainer.skips.restore(state["skips"])
@@ -219,16 +224,20 @@ def _is_sound(state: State) -> bool:
     return not state["skips"]["in_row"]
 
 
-def _check_unchanged(stage: str, trainer: Trainer, state: State, folder: Path) -> None:
+def _what_changed(stage: str, trainer: Trainer, state: State, folder: Path) -> str:
+    """In words, of what the stage depends on; empty where nothing did. Keys that are newer than the state have the
+    values that they have by default."""
     others = {*{"sft", "reward", "ppo"} - {stage}, "iterate", "evaluation", "checkpoint", "doctor"}
-    recipe = trainer.recipe.model_dump(mode="json")
-    changed = [key for key in changed_keys(state["recipe"], recipe) if key.partition(".")[0] not in others]
-    if changed or state["reads"] != trainer.reads:
-        what = f"other values of {', '.join(changed)}" if changed else "data that reads differently"
-        raise UserError(
-            f"{folder}: the stage was begun with {what}; put that back, go on as it is now by --allow-changes, or "
-            "delete that folder to begin the stage anew"
-        )
+    try:
+        old = parse_recipe(state["recipe"], where=f"the recipe in {folder}")
+    except UserError as error:
+        return f"a recipe that this version does not take ({error})"
+    keys = changed_keys(old.model_dump(mode="json"), trainer.recipe.model_dump(mode="json"))
+    changed = [key for key in keys if key.partition(".")[0] not in others]
+    told = [f"other values of {', '.join(changed)}"] if changed else []
+    if state["reads"] != trainer.reads:
+        told.append("data that reads differently")
+    return " and ".join(told)
 
 
 class _Signals:
