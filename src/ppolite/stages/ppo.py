@@ -338,9 +338,8 @@ class PPO:
     def restore(self, state: State) -> None:
         """The state that `state` gave. Raises ValueError where it does not fit this recipe."""
         self.updates.restore(state["updates"])
-        if (
-            state.get("first_beta", self.config.kl.beta) == self.config.kl.beta
-        ):  # else the recipe's new one counts
+        begun_with = state.get("first_beta", self.config.kl.beta)
+        if begun_with == self.config.kl.beta:  # else the recipe's new one counts
             self.leash.load_state_dict(state["leash"])
         self.rounds.restore(state["rounds"])
         self.heldout.restore(state["heldout"])
