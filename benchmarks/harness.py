@@ -93,7 +93,7 @@ def measure(
             try:
                 last = _listen(process, out, answer)
                 code = process.wait()
-            except BaseException:  # Ctrl-C reaches this process alone
+            except BaseException:  # Ctrl-C and SIGTERM reach this process alone
                 end()
                 raise
             finally:
@@ -218,7 +218,8 @@ def fastest(
 
 
 def arguments(doc: str | None, *, pairs: int = 5) -> argparse.ArgumentParser:
-    """What every comparison can be told."""
+    """What every comparison can be told. From here on SIGTERM ends the process by an exception, and its workers too."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, default=pairs, help="runs of each side, in turn")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of each process, on both sides")

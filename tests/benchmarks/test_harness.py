@@ -6,6 +6,7 @@ import contextlib
 import json
 import subprocess
 import sys
+import time
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
@@ -126,6 +127,30 @@ def test_what_takes_too_long_ends_with_its_children(tmp_path: Path) -> None:
         measure(side("slow", code), 1, limit_s=3.0)
     with contextlib.suppress(psutil.NoSuchProcess):
         psutil.Process(int(pid.read_text())).wait(timeout=30)
+
+
+def test_a_terminated_comparison_takes_its_worker_along(tmp_path: Path) -> None:
+    pid = tmp_path / "pid"
+    worker = (
+        f"import os, pathlib, time; pathlib.Path({str(pid)!r}).write_text(str(os.getpid())); time.sleep(60)"
+    )
+    code = f"""
+import pathlib, sys
+from benchmarks import harness
+from benchmarks.figures import Side
+harness.BENCH = pathlib.Path({str(tmp_path)!r})
+harness.arguments("").parse_args([])
+harness.measure(Side("slow", "plain", (sys.executable, "-c", {worker!r})), 1)
+"""
+    comparison = subprocess.Popen([sys.executable, "-c", code], cwd=harness.ROOT)
+    until = time.monotonic() + 60
+    while not (pid.exists() and pid.read_text()) and time.monotonic() < until:
+        time.sleep(0.1)
+    slow = psutil.Process(int(pid.read_text()))
+    comparison.terminate()
+    assert comparison.wait(timeout=30) == 143
+    with contextlib.suppress(psutil.NoSuchProcess):
+        slow.wait(timeout=30)
 
 
 def test_the_fastest_setting_wins_and_all_are_kept(capsys: pytest.CaptureFixture[str]) -> None:
