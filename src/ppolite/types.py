@@ -121,6 +121,8 @@ class Rollout:
     ones, whose μ is π_old."""
     rewards: dict[str, float] = field(default_factory=dict)
     """What each source of the recipe's `ppo.rewards` gave, by its name and in its own units."""
+    scored: bool = False
+    """Whether the run's own scorer has scored it, so that its score is in that one's units."""
 
 
 @dataclass

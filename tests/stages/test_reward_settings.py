@@ -197,7 +197,7 @@ def outcome(world: World, opened: PPO, place: Path, server: Server) -> Callable[
             recipe = parse_recipe(world.tree(ppo__rewards=json.loads(text), **more))
             assert recipe.ppo is not None
             seen.titles = [source.title for source in recipe.ppo.rewards]
-            prompts = opened.rounds.prompts(64)
+            prompts = [*opened.rounds.prompts(64), *(r.prompt for r in rollouts)]
             scorer = open_scorer(recipe, opened.run_dir, opened.opened, opened.roles, prompts)
             seen.scores = list(scorer.score(rollouts))
         except UserError as error:

@@ -147,6 +147,42 @@ def test_units_are_measured_on_the_sft_model(world: World, trained: Path, tmp_pa
     assert result["score_after"] == pytest.approx(whole, abs=1e-5)
 
 
+def test_units_follow_the_function_that_was_edited(
+    world: World, trained: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    mine = tmp_path / "edited.py"
+    source = {"kind": "function", "function": f"{mine}:f", "shift": None, "scale": None}
+    shifts: list[float] = []
+    for text in ("len(r)", "len(r)", "100 + len(r)"):
+        mine.write_text(f"def f(responses): return [{text} for r in responses]\n")
+        ppo = PPO(world.recipe(ppo__rewards=[source]), trained)
+        ppo.score(ppo.generate(ppo.next_prompts()))
+        shifts.append(json.loads((trained / "reward_units.json").read_text())["units"]["f"]["shift"])
+    assert shifts == pytest.approx([shifts[0], shifts[0], shifts[0] + 100])
+    assert caplog.text.count("measuring anew") == 1
+
+
+def test_scores_in_units_of_the_reward_model_are_announced(
+    world: World, trained: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def told() -> int:
+        return caplog.text.count("scores that are not of PPO.score count in units of the reward model")
+
+    ppo = PPO(world.recipe(), trained)
+    ppo.step(*ppo.next_round())
+    mine = ppo.generate(ppo.next_prompts())
+    ppo.step(mine, ppo.score(mine))
+    assert told() == 0
+    for _ in range(2):
+        mine = ppo.generate(ppo.next_prompts())
+        ppo.step(mine, [goods(r.text) for r in mine])
+    assert told() == 1
+    own = PPO(world.recipe(), trained, scorer=Wants(goods))
+    mine = own.generate(own.next_prompts())
+    own.step(mine, [goods(r.text) for r in mine])
+    assert told() == 1
+
+
 def test_another_run_s_reward_model_is_a_classifier(world: World, trained: Path) -> None:
     """An ensemble: RUN/reward itself and the same weights as a classifier agree, and disagreement costs nothing."""
     judge = {"kind": "classifier", "model": str(trained / "reward"), "name": "other", "dtype": "float32"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -171,6 +172,22 @@ def test_each_sample_is_scored_once(world: World, tmp_path: Path) -> None:
     for _ in range(7):
         ppo.step(*ppo.next_round())
     assert len(asked) == 48
+
+
+def test_stored_samples_without_finite_scores_are_left_out(
+    world: World, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    calls = iter([math.nan] + 47 * [1.0])
+    ppo = PPO(world.recipe(**SFT, sft=None), tmp_path, scorer=Wants(lambda _: next(calls)))
+    seen = {id(r) for _ in range(4) for r in ppo.next_round()[0]}
+    assert (len(seen), ppo.rounds.skipped) == (32, 16)
+    assert "Going on without these 16" in caplog.text
+    never = PPO(world.recipe(**SFT, sft=None), tmp_path, scorer=Wants(lambda _: math.nan))
+    with pytest.raises(UserError, match="no part of the stored samples has finite scores"):
+        never.next_round()
+    at_once = world.recipe(**SFT, sft=None, faults__skips=0)
+    with pytest.raises(UserError, match=r"1 times in a row \(faults.skips is 0\)"):
+        PPO(at_once, tmp_path, scorer=Wants(lambda _: math.nan)).next_round()
 
 
 def test_samples_in_the_run_folder_are_reused(

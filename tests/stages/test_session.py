@@ -199,6 +199,45 @@ def test_a_changed_recipe_is_named(
     assert betas == {1: 0.05, 2: 0.05, 3: 0.2}
 
 
+def test_a_way_back_keeps_what_the_recipe_says(world: World, trained: Path) -> None:
+    state = PPO(world.recipe(), trained).state()
+    ppo = PPO(world.recipe(ppo__kl__beta=0.2), trained)
+    ppo.restore(state)
+    ppo.go_back(state)
+    assert ppo.leash.beta == 0.2
+
+
+def test_a_best_policy_past_a_lower_max_kl_gives_way(
+    world: World, trained: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Scores fall from look to look, so that only its distance takes the first policy away."""
+    falling = iter(range(100, 0, -1))
+    ppo = PPO(world.recipe(), trained, scorer=Wants(lambda _: float(next(falling))))
+    ppo.evaluate()
+    state = ppo.state()
+    state["heldout"]["best"] |= {"step": 3, "kl": 2.0}
+    for most, kept in ((3.0, 3), (1.0, 4)):
+        other = PPO(world.recipe(ppo__max_kl=most), trained, scorer=ppo.scorer)
+        other.restore(state)
+        other.steps_done = 4
+        if most < 2:
+            other.finish()
+            assert "the policy of step 3 is saved, kept while ppo.max_kl was higher: it is at 2.00 nats" in caplog.text
+        other.evaluate()
+        assert other.heldout.best is not None
+        assert other.heldout.best.step == kept
+
+
+def test_rollouts_of_an_earlier_run_go(world: World, trained: Path) -> None:
+    def steps() -> list[str]:
+        return sorted(path.stem for path in (trained / "rollouts").glob("step-*.parquet"))
+
+    run_stage("ppo", world.recipe(ppo__steps=3, ppo__eval_every=1), trained)
+    assert steps() == ["step-00001", "step-00002", "step-00003"]
+    run_stage("ppo", world.recipe(ppo__steps=1, ppo__eval_every=1), trained)
+    assert steps() == ["step-00001"]
+
+
 def test_a_state_that_is_older_than_a_key_goes_on(
     world: World, trained: Path, killed_after: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -481,7 +520,7 @@ def test_a_score_that_is_not_finite_costs_its_round(
     assert [row["samples/skipped"] for row in rows] == [0, 16, 16, 16]
     assert [row["samples/drawn"] for row in rows] == [16, 48, 64, 80]
     assert f"number 0 is {value}" in caplog.text
-    assert "Going on with another round" in caplog.text
+    assert "Going on without these 16" in caplog.text
     assert len(list((trained / "rollouts").glob("unscored-*"))) == 1
 
 
@@ -787,3 +826,6 @@ def test_a_budget_that_was_halved_is_kept(world: World, tmp_path: Path) -> None:
     other = RewardModel(world.recipe(sft=None), tmp_path)
     other.restore(rm.state())
     assert other.fitting.tokens == 40
+    told = RewardModel(world.recipe(sft=None, reward__optim__micro_batch_tokens=64), tmp_path)
+    told.restore(rm.state())
+    assert told.fitting.tokens == 64  # the recipe says another one since

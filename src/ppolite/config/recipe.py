@@ -92,6 +92,11 @@ class Reward(Section):
     def _agree(self) -> Reward:
         if self.pair_gap is not None and self.kind != "scores":
             raise ValueError(f"kind is {self.kind}, which has no `pair_gap`; remove it or set kind: scores")
+        if self.batch_size == 1 and self.kind == "scores":
+            raise ValueError(
+                "batch_size is 1, but scores are learned less what those of a batch have in common, which of one is all "
+                "of it; set it to 2 or more"
+            )
         return self
 
 

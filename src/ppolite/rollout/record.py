@@ -65,6 +65,13 @@ def write_rollouts(
     return path
 
 
+def forget_rollouts(run_dir: Path, after: int) -> None:
+    """Take out the `step-N.parquet` of later steps, which an earlier run of the stage has left."""
+    for path in (run_dir / "rollouts").glob("step-*.parquet"):
+        if int(path.stem.removeprefix("step-")) > after:
+            path.unlink()
+
+
 def write_samples(path: Path, origin: Origin, samples: Sequence[Rollout]) -> None:
     """Whole or not at all."""
     lines: list[dict[str, Any]] = [{"origin": origin}]

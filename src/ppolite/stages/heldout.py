@@ -31,8 +31,8 @@ class Best:
 
     step: int
     score: float
-    within: bool
-    """Whether it is within `max_kl`, as all are but perhaps the one of the start."""
+    kl: float
+    """To the reference, nats a sequence: at most `max_kl`, but at the start, or where that was lowered since."""
     weights: list[Tensor]
     """Those that are trained, on the CPU."""
 
@@ -75,11 +75,11 @@ class HeldOut:
         }
         if self.judge:
             result["heldout/judge"] = mean(self.judge(rollouts))
-        score, within = result["heldout/score"], result["heldout/kl_ref_seq"] <= self.config.max_kl
-        better = self.best is None or not self.best.within or score > self.best.score
-        if (within and better) or (self.best is None and step == 0):
+        score, kl, most = result["heldout/score"], result["heldout/kl_ref_seq"], self.config.max_kl
+        better = self.best is None or self.best.kl > most or score > self.best.score
+        if (kl <= most and better) or (self.best is None and step == 0):
             kept = [p.detach().to("cpu", copy=True) for p in self.roles.policy.trained()]
-            self.best = Best(step, score, within, kept)
+            self.best = Best(step, score, kl, kept)
         return result
 
     def put_best(self) -> Best:

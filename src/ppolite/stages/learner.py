@@ -93,7 +93,7 @@ class Fitting:
     """The token budget of updates: halved where memory does not suffice, and kept so."""
 
     def __init__(self, tokens: int) -> None:
-        self.tokens = tokens
+        self.tokens = self.told = tokens
         self._said = False
 
     def run(self, work: Callable[[], T], clear: Callable[[], None]) -> T:
@@ -120,6 +120,14 @@ class Fitting:
                     "Results stay the same; set micro_batch_tokens to say so from the start",
                     self.tokens,
                 )
+
+    def state(self) -> dict[str, int]:
+        return {"tokens": self.tokens, "told": self.told}
+
+    def restore(self, state: Mapping[str, int]) -> None:
+        """What it was halved to, unless the recipe says another one since."""
+        if state["told"] == self.told:
+            self.tokens = state["tokens"]
 
 
 class Skips:

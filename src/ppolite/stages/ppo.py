@@ -40,7 +40,7 @@ from ppolite.obs.sinks import step_line
 from ppolite.obs.watch import Watcher
 from ppolite.ops.kl import AdaptiveLeash, FixedLeash
 from ppolite.rollout.experience import checked_scores, make_experience, policy_logprobs
-from ppolite.rollout.record import write_rollouts, write_unscored
+from ppolite.rollout.record import forget_rollouts, write_rollouts, write_unscored
 from ppolite.rollout.score import TrunkScorer
 from ppolite.stages.checkpoint import State
 from ppolite.stages.doctor.quick import before_ppo
@@ -101,6 +101,7 @@ class PPO:
         )
         self.watcher = Watcher(recipe.watch, self.config.max_kl)
         self.steps_done = 0
+        self._told_units = False
 
     def _roles(self, probe: list[list[int]], scorer: Scorer | None) -> Roles:
         """Policy, reference, critic and reward model on one trunk, the policy where the recipe has it start."""
@@ -114,7 +115,8 @@ class PPO:
             else None
         )
         if reward is None and config.critic_start == "reward":
-            log.warning("no reward model in %s, so the critic starts at zero", self.run_dir)
+            why = f"there is no reward model in {self.run_dir}" if scorer is None else "a `scorer` is given"
+            log.warning("the critic starts at zero, since %s", why)
         separate = (
             None
             if recipe.roles == "shared"
@@ -158,11 +160,16 @@ class PPO:
                 raise type(error)(told) from error
             log.warning("the scorer failed; the %d responses without a score are in %s", len(rollouts), kept)
             raise
+        for rollout in rollouts:
+            rollout.scored = True
         return scores
 
     def next_round(self) -> tuple[list[Rollout], list[float]]:
         """Rollouts of the recipe's behaviour policy, with their scores."""
-        return self.rounds.next()
+        rollouts, scores = self.rounds.next()
+        for rollout in rollouts:  # those of a checkpoint do not say
+            rollout.scored = True
+        return rollouts, scores
 
     def prepare(self, rollouts: Sequence[Rollout], scores: Sequence[float]) -> tuple[Experience, Sequences]:
         """All that stays fixed over the epochs, and the sequences with their cached hidden states."""
@@ -171,8 +178,18 @@ class PPO:
     def step(self, rollouts: Sequence[Rollout], scores: Sequence[float]) -> dict[str, float]:
         """Learn from scored rollouts; scores may come from anywhere. Returns the step's metrics.
 
+        Where the run has a reward model, scores count in its units, less the mean and over the deviation that it
+        gives to the SFT model; pass a `scorer` to have none. That is said once where it has not scored them.
         Raises UserError where more than `faults.skips` updates in a row had to be skipped: later ones will be, too.
         """
+        norm = self.roles.norm
+        if not self._told_units and (norm.mean, norm.std) != (0, 1) and not all(r.scored for r in rollouts):
+            self._told_units = True
+            log.warning(
+                "scores that are not of PPO.score count in units of the reward model in %s, as (score − %.3g) / %.3g; "
+                "pass a `scorer` to PPO, or choose a folder without a reward model, to have them as they are",
+                self.run_dir, norm.mean, norm.std,
+            )  # fmt: skip
         metrics = self.learn(*self.prepare(rollouts, scores))
         if self.skips.in_row > self.recipe.faults.skips:
             raise UserError(
@@ -236,6 +253,7 @@ class PPO:
         before_ppo(self)
         stopped: dict[str, Any] = {}
         with Session("ppo", self, self.config.steps, allow_changes=allow_changes) as session:
+            forget_rollouts(self.run_dir, after=session.step)
             if session.begun_anew:
                 session.metrics.log(0, self.evaluate())
             for step in session:
@@ -304,6 +322,12 @@ class PPO:
                 "saving %s. Raise max_kl or kl.beta, or train longer",
                 self.config.max_kl, start, start,
             )  # fmt: skip
+        elif best.kl > self.config.max_kl:
+            log.warning(
+                "the policy of step %d is saved, kept while ppo.max_kl was higher: it is at %.2f nats, and no later "
+                "one is within %g",
+                best.step, best.kl, self.config.max_kl,
+            )  # fmt: skip
         if self.roles.lora:
             self.save(adapter=True)
         self.save()
@@ -338,9 +362,7 @@ class PPO:
     def restore(self, state: State) -> None:
         """The state that `state` gave. Raises ValueError where it does not fit this recipe."""
         self.updates.restore(state["updates"])
-        begun_with = state.get("first_beta", self.config.kl.beta)
-        if begun_with == self.config.kl.beta:  # else the recipe's new one counts
-            self.leash.load_state_dict(state["leash"])
+        self._restore_leash(state)
         self.rounds.restore(state["rounds"])
         self.heldout.restore(state["heldout"])
         self.watcher.load_state_dict(state["watcher"])
@@ -349,4 +371,9 @@ class PPO:
     def go_back(self, state: State) -> None:
         """Weights, moments and controllers of that state; data, seeds and schedules go on where they are."""
         self.updates.go_back(state["updates"])
-        self.leash.load_state_dict(state["leash"])
+        self._restore_leash(state)
+
+    def _restore_leash(self, state: State) -> None:
+        """β as it was, unless the recipe says another one since."""
+        if state.get("first_beta", self.config.kl.beta) == self.config.kl.beta:
+            self.leash.load_state_dict(state["leash"])

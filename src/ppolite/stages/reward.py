@@ -319,14 +319,15 @@ class RewardModel:
         return {
             "weights": self.body.trained_by_name(),
             "learner": self.learner.state(),
-            "tokens": self.fitting.tokens,
+            "fitting": self.fitting.state(),
             "mean": self.mean,
             "found": self.found,
         }
 
     def restore(self, state: State) -> None:
         self.go_back(state)
-        self.learner.done, self.fitting.tokens = state["learner"]["done"], state["tokens"]
+        self.learner.done = state["learner"]["done"]
+        self.fitting.restore(state["fitting"])
 
     def go_back(self, state: State) -> None:
         put_weights(self.body, state["weights"])

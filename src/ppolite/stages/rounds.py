@@ -100,16 +100,20 @@ class Rounds:
             try:
                 scores = self.score(self._waiting)
             except NotFiniteError as error:
-                if skips == self.skips:
-                    times = f"{skips + 1} times in a row (faults.skips is {self.skips})"
-                    raise UserError(f"{error}. So it was {times}: look at whatever scores") from error
-                log.warning("%s. Going on with another round", error)
-                self.skipped += len(self._waiting)
+                self._leave_out(self._waiting, error, skips)
                 self._waiting = []
             else:
                 rollouts, self._waiting = self._waiting, []
                 return rollouts, scores
         raise AssertionError("the last time raises or returns")
+
+    def _leave_out(self, rollouts: Sequence[Rollout], error: NotFiniteError, before: int) -> None:
+        """A round whose scores are not finite. Raises UserError where `before` in a row were as many as may be."""
+        if before == self.skips:
+            times = f"{before + 1} times in a row (faults.skips is {self.skips})"
+            raise UserError(f"{error}. So it was {times}: look at whatever scores") from error
+        log.warning("%s. Going on without these %d", error, len(rollouts))
+        self.skipped += len(rollouts)
 
     def _oldest(self) -> list[Rollout]:
         while len(self._queue) <= self.config.lag:
@@ -138,12 +142,26 @@ class Rounds:
         return samples
 
     def _score_waiting(self) -> None:
-        """Stored samples get their scores, round by round, since so many fit into memory; then passes begin."""
-        n, samples = self.config.rollouts, self._waiting
-        parts = [samples[first : first + n] for first in range(0, len(samples), n)]
-        scores = [s for part in parts for s in checked_scores(self.score(part), len(part)).tolist()]
-        seed = derive_seed(self.seed, "ppo-samples", self.calls)
-        self._samples, self._waiting = Cycle(list(zip(samples, scores, strict=True)), seed), []
+        """Stored samples get their scores, round by round, since so many fit into memory; then passes begin.
+
+        Raises UserError where none of them gets finite ones.
+        """
+        n, in_row = self.config.rollouts, 0
+        scored: list[tuple[Rollout, float]] = []
+        for first in range(0, len(self._waiting), n):
+            part = self._waiting[first : first + n]
+            try:
+                scores = checked_scores(self.score(part), len(part)).tolist()
+            except NotFiniteError as error:
+                self._leave_out(part, error, in_row)
+                in_row += 1
+            else:
+                in_row = 0
+                scored += zip(part, scores, strict=True)
+        if not scored:
+            raise UserError("no part of the stored samples has finite scores: look at whatever scores")
+        self._samples = Cycle(scored, derive_seed(self.seed, "ppo-samples", self.calls))
+        self._waiting = []
 
     def _count(self, rollouts: Sequence[Rollout], started: float) -> None:
         self.drawn += len(rollouts)

@@ -25,6 +25,7 @@ from ppolite.rollout.behaviour import origin_of
 from ppolite.rollout.score import TrunkScorer
 from ppolite.rollout.sources.classifier import ClassifierScorer
 from ppolite.rollout.sources.combine import Combined, measured_units
+from ppolite.rollout.sources.foreign import columns_of
 from ppolite.rollout.sources.function import FunctionScorer
 from ppolite.rollout.sources.http import HttpScorer
 from ppolite.rollout.sources.rules import FormatPenalty, LengthPenalty
@@ -51,8 +52,9 @@ def open_scorer(
             f"{run_dir}: ppo.rewards names kind model, but there is no reward model in it; train one with "
             "`ppolite reward`, or take it out"
         )
+    columns = columns_of(prompts)
     sources = {
-        source.title: open_source(source, model, opened, config.optim.micro_batch_tokens)
+        source.title: open_source(source, model, opened, config.optim.micro_batch_tokens, columns)
         for source in config.rewards
     }
     norm, roles.norm = roles.norm, replace(Norm(), offset=roles.norm.offset)
@@ -68,15 +70,17 @@ def open_scorer(
     return Combined(config, sources, norm, measure)
 
 
-def open_source(source: Source, model: TrunkScorer, opened: Opened, budget: int) -> Scorer:
-    """One entry of `ppo.rewards`; `model` is what the run's reward model is asked by."""
+def open_source(
+    source: Source, model: TrunkScorer, opened: Opened, budget: int, columns: Sequence[str]
+) -> Scorer:
+    """One entry of `ppo.rewards`; `model` asks the run's reward model, `columns` are those of the prompts."""
     match source:
         case ModelSource():
             return model
         case FunctionSource():
-            return FunctionScorer(source)
+            return FunctionScorer(source, columns)
         case HttpSource():
-            return HttpScorer(source)
+            return HttpScorer(source, columns)
         case ClassifierSource():
             return ClassifierScorer(source, opened.device, budget)
         case LengthSource():

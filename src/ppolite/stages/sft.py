@@ -161,14 +161,14 @@ class SFT:
         return {
             "weights": self.body.trained_by_name(),
             "learner": self.learner.state(),
-            "tokens": self.fitting.tokens,
+            "fitting": self.fitting.state(),
             "losses": [self.before, self.after],
         }
 
     def restore(self, state: State) -> None:
         self.go_back(state)
         self.learner.done = state["learner"]["done"]
-        self.fitting.tokens = state["tokens"]
+        self.fitting.restore(state["fitting"])
 
     def go_back(self, state: State) -> None:
         put_weights(self.body, state["weights"])

@@ -153,14 +153,14 @@ class Updates:
             "policy": {"weights": self.roles.policy.trained_by_name(), "learner": self.policy.state()},
             "critic": {"weights": self.roles.critic.trained_by_name(), "learner": self.critic.state()},
             "penalty": self.penalty.state_dict(),
-            "tokens": self.fitting.tokens,
+            "fitting": self.fitting.state(),
         }
 
     def restore(self, state: State) -> None:
         self.go_back(state)
         self.policy.done = state["policy"]["learner"]["done"]
         self.critic.done = state["critic"]["learner"]["done"]
-        self.fitting.tokens = state["tokens"]
+        self.fitting.restore(state["fitting"])
 
     def go_back(self, state: State) -> None:
         """Weights, moments and the penalty; the schedules stay where they are."""

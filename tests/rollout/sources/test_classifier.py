@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from tests.rollout.sources.kit import classifier, said
-from tests.world import write_model
+from tests.world import TEMPLATE, write_model
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
     AutoModelForSequenceClassification,
@@ -93,6 +93,22 @@ def test_conversations_in_its_own_template(llama: Path) -> None:
     made = of(llama).score([said(text, "film was") for text in TEXTS])
     assert made == pytest.approx(expected, abs=1e-5)
     assert len({round(score, 4) for score in made}) == len(TEXTS)
+
+
+def test_a_reward_model_of_ours_reads_what_it_was_trained_on(tmp_path: Path) -> None:
+    """Its answers end where their turn does, though the template goes on after that."""
+    folder = classifier(tmp_path / "own", num_labels=1, ppolite_norm={"mean": 0.0, "std": 1.0, "offset": 0.0})
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.chat_template = TEMPLATE.replace("'<|end|>'", "'<|end|> the '")
+    tokenizer.save_pretrained(folder)
+    end = tokenizer.convert_tokens_to_ids("<|end|>")
+    whole = [chat_ids(folder, text) for text in TEXTS]
+    ids = [row[: len(row) - row[::-1].index(end)] for row in whole]
+    assert all(len(cut) == len(row) - 1 for cut, row in zip(ids, whole, strict=True))
+    made = of(folder).score([said(text) for text in TEXTS])
+    assert made == pytest.approx([logits(folder, row)[0] for row in ids], abs=1e-5)
+    cut = of(folder).score([said(text, finish="length") for text in TEXTS])
+    assert cut == pytest.approx([logits(folder, row[:-1])[0] for row in ids], abs=1e-5)
 
 
 @pytest.mark.parametrize("reads", ["pair", "response"])

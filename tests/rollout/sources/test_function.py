@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +26,12 @@ Make = Callable[..., FunctionScorer]
 def make(tmp_path: Path) -> Make:
     """A scorer of the function `f` with this text in a file of its own."""
 
-    def made(text: str, name: str = "f", *, file: str = "mine.py", **settings: Any) -> FunctionScorer:
+    def made(
+        text: str, name: str = "f", *, file: str = "mine.py", columns: Sequence[str] = (), **settings: Any
+    ) -> FunctionScorer:
         (tmp_path / file).write_text(text, encoding="utf-8")
         source = {"kind": "function", "function": f"{tmp_path / file}:{name}", **settings}
-        return FunctionScorer(FunctionSource.model_validate(source))
+        return FunctionScorer(FunctionSource.model_validate(source), columns)
 
     return made
 
@@ -49,7 +51,8 @@ def test_what_it_is_given(make: Make) -> None:
         "    assert messages[1] == [{'role': 'user', 'content': 'once'}], messages\n"
         "    assert (responses, finish) == (['a', 'b'], ['stop', 'length'])\n"
         "    assert (answer, weight, absent) == ([3, None], [None, [1, {'k': 2}]], 7)\n"
-        "    return [1, 2]\n"
+        "    return [1, 2]\n",
+        columns=["answer", "weight"],
     )
     turns = (
         {"role": "user", "content": "first"},
@@ -63,8 +66,10 @@ def test_what_it_is_given(make: Make) -> None:
 
 
 def test_all_columns(make: Make) -> None:
-    scorer = make("def f(responses, **more):\n    return [len(more), len(more['prompts'])]\n")
-    assert scorer.score([said("a", x=1), said("b", y=2)]) == [3.0, 2.0]
+    text = "def f(responses, **more):\n    return [len(more), sum(v is None for v in more['z'])]\n"
+    scorer = make(text, columns=["x", "y", "z"])
+    assert scorer.score([said("a", x=1, z=0), said("b", y=2)]) == [4.0, 1.0]
+    assert scorer.score([said("a"), said("b")]) == [4.0, 2.0]  # the same, whatever this round's rows have
 
 
 @pytest.mark.parametrize(
@@ -168,15 +173,17 @@ def test_what_is_no_function_is_said_at_once(make: Make, text: str, name: str, m
 
 
 def test_a_column_that_is_not_there(make: Make) -> None:
-    scorer = make("def f(responses, answr): return [1]\n")
+    text = "def f(responses, answr): return [1 for a in answr if a is None]\n"
     with pytest.raises(
         UserError, match=r"the column 'answr', but ppo.prompts has answer, level.*mean 'answer'\?"
     ):
-        scorer.score([said("a", answer=1, level=2)])
+        make(text, columns=["answer", "level"])
     with pytest.raises(
         UserError, match=r"ppo\.prompts has none beside the prompt; add it, or ask for another"
     ):
-        scorer.score([said("a")])
+        make(text)
+    # Some row has it, though none of this round.
+    assert make(text, columns=["answr"]).score([said("a")]) == [1]
 
 
 def test_a_module_is_found_from_the_working_folder(
@@ -267,7 +274,7 @@ def is_gone(pid: int) -> bool:
 def test_columns_json_has_no_form_for(make: Make) -> None:
     import datetime
 
-    scorer = make("def f(responses, day): return [len(day[0])]\n")
+    scorer = make("def f(responses, day): return [len(day[0])]\n", columns=["day"])
     day = datetime.date(2026, 2, 3)
     assert scorer.score([said("a", day=day)]) == [10.0]
 

@@ -56,7 +56,9 @@ Make = Callable[..., HttpScorer]
 def make(server: Server) -> Make:
     def made(**settings: Any) -> HttpScorer:
         source = {"kind": "http", "url": server.url, "timeout": 5.0, "deadline": 5.0, **settings}
-        return HttpScorer(HttpSource.model_validate(source), first_pause=0.02)
+        return HttpScorer(
+            HttpSource.model_validate(source), ["answer", "level", "notes", "secret"], first_pause=0.02
+        )
 
     return made
 
@@ -98,8 +100,10 @@ def test_columns_go_along_when_they_are_asked_for(make: Make, server: Server) ->
     make(columns=["answer"]).score([said("a", answer=3, secret=4), said("b")])
     assert server.asked[0][2]["answer"] == [3, None]
     assert "secret" not in server.asked[0][2]
+    make(columns=["answer"]).score([said("b")])
+    assert server.asked[1][2]["answer"] == [None]
     with pytest.raises(UserError, match=r"asks for the column 'answr', but ppo\.prompts has answer"):
-        make(columns=["answr"]).score([said("a", answer=3)])
+        make(columns=["answr"])
 
 
 def test_batches_keep_the_order(make: Make, server: Server) -> None:

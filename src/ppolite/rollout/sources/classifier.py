@@ -2,6 +2,9 @@
 
     rollout → text in the classifier's chat template (or a pair, or the response) → its ids → one number
 
+A reward model of ppolite reads what it was trained on: up to the token that ends the answer's turn, or to the answer's
+last one where the answer was cut, and not what the template writes after it.
+
 The number is the logit of a classifier with one output. Of several labels it is the log-odds of one: of its logit
 against the logsumexp of the others, or the logit itself where each label is judged alone (`multi_label_classification`,
 `regression`). Rows are batched by tokens, padded right; a classifier without a pad token gets them one by one.
@@ -11,6 +14,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,6 +22,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ppolite.config import ClassifierSource
+from ppolite.data.chat import encode_example
 from ppolite.data.tables import nearest
 from ppolite.models.load import compute_dtype, load_classifier, load_tokenizer
 from ppolite.ops.packing import token_batches
@@ -49,9 +54,17 @@ class ClassifierScorer:
             self.model.config.pad_token_id = self.pad
         else:
             log.warning("%s: its tokenizer names no pad token, so it reads one response at a time", self.who)
+        own = getattr(self.model.config, "ppolite_norm", None) is not None
+        self.reads_as_trained = own and config.reads == "chat"
         self.label = self._label()
         self.most = self._most()
         self._told = False
+
+    @property
+    def fingerprint(self) -> list[Any]:
+        """Of its weights: names, sizes and times of the files; empty where it is no folder."""
+        files = sorted(Path(self.config.model).glob("*.safetensors"))
+        return [[f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in files]
 
     @torch.no_grad()
     def score(self, rollouts: Sequence[Rollout]) -> list[float]:
@@ -67,6 +80,11 @@ class ClassifierScorer:
 
     def _row(self, rollout: Rollout) -> Row:
         prompt, answer = rollout.prompt, rollout.text
+        if self.reads_as_trained:
+            ids = [token for part in encode_example(self.tokenizer, prompt, answer) for token in part]
+            ids = ids[:-1] if rollout.finish == "length" else ids
+            row = {"input_ids": ids, "attention_mask": [1] * len(ids)}
+            return self._cut(row, lambda: {k: v[-self.most :] for k, v in row.items()})
         if self.config.reads == "chat" and prompt.messages:
             turns = [*prompt.messages, {"role": "assistant", "content": answer}]
             try:

@@ -104,7 +104,11 @@ def measured_units(
     open_ = [s for s in config.rewards if isinstance(s, Judge) and None in (s.shift, s.scale)]
     if not open_:
         return {}
-    asked = {s.title: s.model_dump(mode="json", exclude={"name", "weight"}) for s in open_}
+    asked = {
+        s.title: s.model_dump(mode="json", exclude={"name", "weight"})
+        | {"fingerprint": getattr(sources[s.title], "fingerprint", None)}
+        for s in open_
+    }
     wanted = {**origin(), "sources": asked}
     if (kept := _on_file(path, wanted)) is not None:
         return kept

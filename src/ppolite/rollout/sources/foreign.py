@@ -1,6 +1,8 @@
 """What other people's code and servers are handed, and what they hand back: in time, in number, in shape.
 
 sent        prompts, responses and columns of rollouts as plain lists
+columns_of  the columns that prompts' rows have beside the prompt
+require     refuses to ask for one that none has
 without_nan numbers that JSON has no form for become null
 within      an answer, or TimeoutError
 checked     an answer that should be a list of finite numbers
@@ -14,12 +16,12 @@ import math
 import queue
 import reprlib
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any, TypeVar, cast
 
 from ppolite.data.tables import nearest
 from ppolite.obs.visible import visible
-from ppolite.types import NotFiniteError, Rollout, UserError
+from ppolite.types import NotFiniteError, Prompt, Rollout, UserError
 
 T = TypeVar("T")
 
@@ -33,22 +35,28 @@ BASICS: dict[str, Callable[[Rollout], Any]] = {
 `stop` or `length`."""
 
 
-def sent(rollouts: Sequence[Rollout], names: Iterable[str], who: str) -> dict[str, list[Any]]:
-    """A list for each name: one of BASICS, else a column of the prompts' rows, null where a row lacks it.
-
-    Raises UserError for a column that no row has.
-    """
+def sent(rollouts: Sequence[Rollout], names: Iterable[str]) -> dict[str, list[Any]]:
+    """A list for each name: one of BASICS, else a column of the prompts' rows, null where a row lacks it."""
     made: dict[str, list[Any]] = {}
     for name in names:
-        if name not in BASICS and not any(name in r.prompt.columns for r in rollouts):
-            there = sorted({key for r in rollouts for key in r.prompt.columns})
-            raise UserError(
-                f"{who} asks for the column {name!r}, but ppo.prompts has {', '.join(there) or 'none'} beside "
-                f"the prompt{nearest(name, there) or '; add it, or ask for another'}"
-            )
         read = BASICS.get(name, lambda r, name=name: r.prompt.columns.get(name))
         made[name] = [read(r) for r in rollouts]
     return made
+
+
+def columns_of(prompts: Iterable[Prompt]) -> list[str]:
+    """All that any of their rows has, sorted."""
+    return sorted({key for prompt in prompts for key in prompt.columns if key not in BASICS})
+
+
+def require(names: Iterable[str], columns: Collection[str], who: str) -> None:
+    """Raises UserError where a name is neither one of BASICS nor one of `columns`."""
+    for name in names:
+        if name not in BASICS and name not in columns:
+            raise UserError(
+                f"{who} asks for the column {name!r}, but ppo.prompts has {', '.join(columns) or 'none'} beside "
+                f"the prompt{nearest(name, list(columns)) or '; add it, or ask for another'}"
+            )
 
 
 def without_nan(value: Any) -> Any:

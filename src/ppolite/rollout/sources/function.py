@@ -19,37 +19,45 @@ from __future__ import annotations
 import json
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 from ppolite.config import FunctionSource
 from ppolite.rollout.sources import worker
-from ppolite.rollout.sources.foreign import BASICS, checked, quoted, sent, within
+from ppolite.rollout.sources.foreign import BASICS, checked, quoted, require, sent, within
 from ppolite.rollout.sources.process import Process
 from ppolite.types import Rollout, UserError
 
 
 class FunctionScorer:
-    """Asks the function once for each call of `score`. Raises UserError at once where there is none."""
+    """Asks the function once for each call of `score`. `columns` are those that a prompt's row may have.
 
-    def __init__(self, config: FunctionSource) -> None:
-        self.config = config
+    Raises UserError at once where there is no such function, or it asks for another column.
+    """
+
+    def __init__(self, config: FunctionSource, columns: Collection[str] = ()) -> None:
+        self.config, self.columns = config, columns
         self.who = f"reward function {config.function}"
         self._process: Process | None = None
         self._signature: dict[str, Any] = {}
         self._start()
+        require(self._signature["wants"], columns, self.who)
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the file that it is in."""
+        return self._signature["source"]
 
     def score(self, rollouts: Sequence[Rollout]) -> list[float]:
         """Raises UserError when the function raises, takes too long, or returns anything but finite numbers."""
         if self._process is None:
             self._start()
-        columns = {key for r in rollouts for key in r.prompt.columns if key not in BASICS}
         names = dict.fromkeys(self._signature["wants"])
-        names |= dict.fromkeys(n for n in self._signature["may"] if n in columns or n in BASICS)
+        names |= dict.fromkeys(n for n in self._signature["may"] if n in self.columns or n in BASICS)
         if self._signature["any"]:
-            names |= dict.fromkeys(["prompts", "responses", *sorted(columns)])
-        scores = self._ask(sent(rollouts, names, self.who))["scores"]
+            names |= dict.fromkeys(["prompts", "responses", *self.columns])
+        scores = self._ask(sent(rollouts, names))["scores"]
         return checked(scores, len(rollouts), self.who, "mend it and start again")
 
     def _start(self) -> None:

@@ -21,14 +21,14 @@ import random
 import re
 import time
 import weakref
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
 import httpx2
 
 from ppolite.config import HttpSource
-from ppolite.rollout.sources.foreign import fault_of, quoted, sent, within, without_nan
+from ppolite.rollout.sources.foreign import fault_of, quoted, require, sent, within, without_nan
 from ppolite.types import Rollout, UserError
 
 log = logging.getLogger("ppolite")
@@ -48,12 +48,15 @@ class _TryAgainError(Exception):
 
 
 class HttpScorer:
-    """Posts batches of responses; `first_pause` is in seconds."""
+    """Posts batches of responses. `columns` are those that a prompt's row may have; `first_pause` is in seconds."""
 
-    def __init__(self, config: HttpSource, *, first_pause: float = 0.5) -> None:
+    def __init__(
+        self, config: HttpSource, columns: Collection[str] = (), *, first_pause: float = 0.5
+    ) -> None:
         self.config, self.first_pause = config, first_pause
         parts = urlsplit(config.url)
         self.who = f"reward server {parts.scheme}://{parts.netloc}"
+        require(config.columns, columns, self.who)
         self.token = _token(config.token_env) if config.token_env else ""
         # gzip would let a small answer grow.
         headers = {"User-Agent": "ppolite", "Content-Type": "application/json", "Accept-Encoding": "identity"}
@@ -74,7 +77,7 @@ class HttpScorer:
         return [s for first in range(0, len(rollouts), n) for s in self._batch(rollouts[first : first + n])]
 
     def _batch(self, rollouts: Sequence[Rollout]) -> list[float]:
-        body = sent(rollouts, ("prompts", "messages", "responses", *self.config.columns), self.who)
+        body = sent(rollouts, ("prompts", "messages", "responses", *self.config.columns))
         end, attempt = time.monotonic() + self.config.deadline, 0
         while True:
             try:

@@ -3,7 +3,8 @@
 Started by `function.py` as a file of its own, it imports nothing of ppolite. A line of JSON on standard input is a
 request, a line on standard output its answer:
 
-    {"function": "my_rewards:right", "path": […]}      → {"wants": ["prompts", "responses", "answer"], "any": false}
+    {"function": "my_rewards:right", "path": […]}      → {"wants": ["prompts", "responses", "answer"], "any": false,
+                                                          "source": "…"}, the SHA-256 of its file
     {"prompts": […], "responses": […], "answer": […]}  → {"scores": […]}
     what goes wrong                                    → {"error": "ValueError: … (my_rewards.py line 12)"}
 
@@ -23,6 +24,7 @@ import signal
 import sys
 import threading
 import traceback
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +51,7 @@ def load(function: str, path: list[str]) -> Any:
 
 
 def wants(function: Any) -> dict[str, Any]:
-    """The names of its parameters, those that have a default, and whether it takes any other."""
+    """The names of its parameters, those that have a default, whether it takes any other; a fingerprint of its file."""
     parameters = inspect.signature(function).parameters.values()
     named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     if any(p.kind == p.POSITIONAL_ONLY and p.default is p.empty for p in parameters):
@@ -58,7 +60,13 @@ def wants(function: Any) -> dict[str, Any]:
         "wants": [p.name for p in named if p.default is p.empty],
         "may": [p.name for p in named if p.default is not p.empty],
         "any": any(p.kind == p.VAR_KEYWORD for p in parameters),
+        "source": "" if (file := source_of(function)) is None else sha256(Path(file).read_bytes()).hexdigest(),
     }
+
+
+def source_of(function: Any) -> str | None:
+    """The file that a function is in; None for other callables."""
+    return inspect.getsourcefile(inspect.unwrap(function)) if inspect.isfunction(function) else None
 
 
 def plain(value: Any) -> Any:
@@ -91,7 +99,7 @@ def serve(requests: Any, answers: Any) -> None:
     function: Any = None
     while True:
         request = json.loads(lines.get())
-        file = inspect.getsourcefile(inspect.unwrap(function)) if inspect.isfunction(function) else None
+        file = source_of(function)
         try:
             if function is None:
                 function = load(request["function"], request["path"])

@@ -24,6 +24,7 @@ from ppolite.config import HttpSource, Judge, ModelSource, Recipe
 from ppolite.data.chat import encode_prompt
 from ppolite.rollout.score import TrunkScorer
 from ppolite.rollout.sources.combine import values_of
+from ppolite.rollout.sources.foreign import columns_of
 from ppolite.stages.doctor import chat, model, place, probe, quick, reward, rows
 from ppolite.stages.doctor.finding import Finding, graded, skipped, worst
 from ppolite.stages.doctor.place import Need, told
@@ -221,7 +222,7 @@ def tests_left(recipe: Recipe, count: int) -> Finding:
 def ask(config: recipes.PPO, trainer: PPO, rollouts: list[Rollout]) -> list[Finding]:
     """Every source of `ppo.rewards` but the run's reward model: it opens, answers in time, and tells answers apart."""
     found: list[Finding] = []
-    budget = config.optim.micro_batch_tokens
+    budget, columns = config.optim.micro_batch_tokens, columns_of(trainer.rounds.given)
     for source in config.rewards:
         if isinstance(source, ModelSource):
             continue
@@ -229,7 +230,7 @@ def ask(config: recipes.PPO, trainer: PPO, rollouts: list[Rollout]) -> list[Find
         if isinstance(source, HttpSource):
             source = source.model_copy(update={"deadline": source.timeout})  # no retries for minutes
         try:
-            scorer = open_source(source, TrunkScorer(trainer.roles, budget), trainer.opened, budget)
+            scorer = open_source(source, TrunkScorer(trainer.roles, budget), trainer.opened, budget, columns)
             values = values_of(source.title, scorer, rollouts)
         except UserError as error:
             found.append(Finding(name, "fail", "gives no scores", str(error)))
