@@ -193,6 +193,7 @@ CONTRADICTIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "one and a half rows": ("held_out", {"sft": {"data": {**DATA, "held_out": 1.5}}}),
     "gap of pairs": ("pair_gap", {"reward": {"data": DATA, "kind": "pairs", "pair_gap": 1}}),
     "gap of rankings": ("pair_gap", {"reward": {"data": DATA, "kind": "rankings", "pair_gap": 0}}),
+    "scores one by one": ("batch_size", {"reward": {"data": DATA, "batch_size": 1}}),
     "reward model without held-out rows": ("held_out", {"reward": {"data": {**DATA, "held_out": 0}}}),
     "reward model with too few": ("held_out", {"reward": {"data": {**DATA, "held_out": 7}}}),
     "PPO without held-out prompts": ("held_out", {"ppo": {"prompts": {**DATA, "held_out": 0}}}),

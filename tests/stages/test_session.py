@@ -222,7 +222,10 @@ def test_a_best_policy_past_a_lower_max_kl_gives_way(
         other.steps_done = 4
         if most < 2:
             other.finish()
-            assert "the policy of step 3 is saved, kept while ppo.max_kl was higher: it is at 2.00 nats" in caplog.text
+            assert (
+                "the policy of step 3 is saved, kept while ppo.max_kl was higher: it is at 2.00 nats"
+                in caplog.text
+            )
         other.evaluate()
         assert other.heldout.best is not None
         assert other.heldout.best.step == kept

@@ -94,8 +94,8 @@ class Reward(Section):
             raise ValueError(f"kind is {self.kind}, which has no `pair_gap`; remove it or set kind: scores")
         if self.batch_size == 1 and self.kind == "scores":
             raise ValueError(
-                "batch_size is 1, but scores are learned less what those of a batch have in common, which of one is all "
-                "of it; set it to 2 or more"
+                "batch_size is 1, but scores are learned less what those of a batch have in common, and one leaves "
+                "nothing; set it to 2 or more"
             )
         return self
 

@@ -60,7 +60,9 @@ def wants(function: Any) -> dict[str, Any]:
         "wants": [p.name for p in named if p.default is p.empty],
         "may": [p.name for p in named if p.default is not p.empty],
         "any": any(p.kind == p.VAR_KEYWORD for p in parameters),
-        "source": "" if (file := source_of(function)) is None else sha256(Path(file).read_bytes()).hexdigest(),
+        "source": ""
+        if (file := source_of(function)) is None
+        else sha256(Path(file).read_bytes()).hexdigest(),
     }
 
 
