@@ -6,6 +6,7 @@ import io
 import json
 import shutil
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -167,9 +168,10 @@ def test_eval_prints_one_object(copied: Path, ppolite: Run) -> None:
     assert set(result) >= EVAL_KEYS
     assert result["prompts"] == 16
     assert "samples" not in result
-    code, said, _ = ppolite("eval", copied, "--set", "evaluation.prompts=4")
+    code, said, noted = ppolite("eval", copied, "--set", "evaluation.prompts=4")
     assert code == 0
     assert "4 prompts" in said
+    assert "eval.json is replaced by an evaluation of other settings" in noted
 
 
 def test_eval_refuses_other_training_settings(copied: Path, ppolite: Run) -> None:
@@ -243,6 +245,10 @@ def test_doctor_finds_nothing_wrong_and_writes_nothing(
     assert code == 0
     assert "warning" not in noted
     assert "0 warn, 0 fail" in said
+    parts = ["data", "model", "sft", "reward", "ppo"]
+    assert [line for line in noted.splitlines() if line.startswith("looking")] == [
+        f"looking at {p}" for p in parts
+    ]
     assert before == {path: path.stat().st_mtime_ns for path in finished_run.rglob("*")}
 
 
@@ -403,7 +409,23 @@ def test_changed_recipe_in_a_finished_folder(
     assert "--out" in said
     # The last stage may be done again with other settings, an earlier one not: others were built on it.
     assert "sft.epochs" in refuse(ppolite, "sft", copied, "--set", "sft.epochs=2")
-    assert ppolite("ppo", copied, "--set", "ppo.steps=1")[0] == 0
+    said = refuse(ppolite, "ppo", copied, "--set", "ppo.steps=1")
+    assert "its ppo is finished; --again does it anew in its place" in said
+    assert "--out NEW` beside it" in said
+    before = len(rows_of(copied, "ppo"))
+    assert before > 1
+    assert ppolite("ppo", copied, "--again", "--set", "ppo.steps=1")[0] == 0
+    assert len(rows_of(copied, "ppo")) < before
+
+
+def test_a_folder_of_other_things_is_left_alone(world: World, ppolite: Run, tmp_path: Path) -> None:
+    recipe, data = world.recipe_file(tmp_path / "r.yaml"), tmp_path / "data"
+    data.mkdir()
+    (data / "mine.csv").touch()
+    for command in ("run", "sft"):
+        said = refuse(ppolite, command, recipe, "--out", data)
+        assert f"{data}: is no run folder, and holds mine.csv; choose another with --out" in said
+    assert [path.name for path in data.iterdir()] == ["mine.csv"]
 
 
 def test_what_only_ppo_reads_may_change_before_it(copied: Path, ppolite: Run) -> None:
@@ -658,6 +680,21 @@ def test_score_of_a_missing_file(ppolite: Run, tmp_path: Path) -> None:
 def test_sample_counts(world: World, ppolite: Run, tmp_path: Path) -> None:
     recipe = world.recipe_file(tmp_path / "r.yaml")
     assert "above 0" in refuse(ppolite, "sample", recipe, "--to", tmp_path / "c.jsonl", "--n", "0")
+
+
+def test_sample_looks_at_its_file_first(
+    world: World, ppolite: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = world.recipe_file(tmp_path / "r.yaml")
+    monkeypatch.setattr("ppolite.stages.sample.open_model", lambda *_: pytest.fail("the model was loaded"))
+    assert "give it the ending .jsonl" in refuse(ppolite, "sample", recipe, "--to", tmp_path / "c.csv")
+    nowhere = "/proc/c.jsonl"
+    assert f"{nowhere}: cannot be written there" in refuse(ppolite, "sample", recipe, "--to", nowhere)
+
+
+def test_version(ppolite: Run) -> None:
+    code, said, _ = ppolite("--version")
+    assert (code, said) == (0, f"ppolite {version('ppolite')}\n")
 
 
 def test_interrupt(world: World, ppolite: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -254,8 +254,11 @@ def test_overrides(tmp_path: Path) -> None:
     assert (recipe.seed, recipe.ppo.kl.beta, recipe.ppo.reward_clip) == (7, 1e-3, None)
     assert recipe.ppo.prompts.columns == {"prompt": "q"}
     assert load_recipe(path, ["ppo=null"]).ppo is None
-    with pytest.raises(UserError, match=r"r\.yaml: unknown key `ppo\.x`"):
-        load_recipe(path, ["ppo.x=1"])
+    with pytest.raises(UserError, match=r"^--set ppo\.x=1: unknown key `ppo\.x`"):
+        load_recipe(path, ["seed=2", "ppo.x=1"])
+    path.write_text("sed: 1\n")
+    with pytest.raises(UserError, match=r"r\.yaml: unknown key `sed`"):
+        load_recipe(path, ["seed=2"])
 
 
 def test_saved_and_read_again(tmp_path: Path) -> None:

@@ -60,6 +60,7 @@ def test_actions() -> None:
         ("cartpole-v1", {}, "did you mean CartPole-v1?"),
         ("LunarLander-v2", {}, "LunarLander-v2: no environment of that name; did you mean LunarLander-v3?"),
         ("Zzz-v0", {}, "Zzz-v0: no environment of that name; "),
+        ("runs/nope", {}, "runs/nope: no such run folder or recipe, nor an environment"),
         ("no_such_module:X-v0", {}, "no_such_module:X-v0: cannot be imported"),
         ("tiny/Match-v0", {"options": {"lenght": 3}}, "cannot be made with envs.options {'lenght': 3}"),
         ("tiny/Wild-v0", {"options": {"actions": "multi"}}, "its actions are MultiDiscrete([2 3])"),

@@ -106,7 +106,10 @@ def test_csv_fields_beyond_the_header(tmp_path: Path) -> None:
         ("a.csv", b"", "empty"),
         ("a.csv", b"a,b\n", "empty"),
         ("a.csv", b"a,a\n1,2\n", "'a' twice"),
-        ("a.csv", b"a,b\n\xff,2\n", "UTF-8"),
+        ("a.csv", b"a,b\n\xff,2\n", "in Excel: CSV UTF-8"),
+        ("a.csv", b"prompt;text\n1;2\n", "separated by semicolons; save it with commas"),
+        ("a.csv", b"prompt\ttext\n1\t2\n", "separated by tabs"),
+        ("a.csv", b'{"prompt": 1}\n', "looks like JSON lines"),
         ("a.parquet", b"not parquet", "Parquet"),
         ("a.xlsx", b"PK", "unknown"),
         ("a", b"x", "without an ending"),
@@ -123,6 +126,8 @@ def test_absent_sources(tmp_path: Path) -> None:
     (tmp_path / "reviews.jsonl").touch()
     with pytest.raises(UserError, match=r"did you mean 'reviews\.jsonl'"):
         read_rows(str(tmp_path / "review.jsonl"))
+    with pytest.raises(UserError, match=r"no such file or folder; look at its path"):
+        read_rows(str(tmp_path / "nope.jsonl"))
     with pytest.raises(UserError, match="save_to_disk"):
         read_rows(str(tmp_path))
     with pytest.raises(UserError, match="nobody/nothing could not be loaded"):

@@ -16,6 +16,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 
 import tyro
 
@@ -86,7 +87,12 @@ def _complain(what: str) -> int:
 def main(argv: list[str] | None = None) -> int:
     """Run a command; 0 when it worked, 1 where `doctor` finds a fault or `plan` too little memory, 2 for something the
     user can mend, 128 + the signal that stopped it."""
-    about = "RLHF with PPO: supervised fine-tuning → reward model → PPO."
+    about = (
+        "RLHF with PPO: supervised fine-tuning → reward model → PPO. `ppolite --version` says which this is."
+    )
+    if (sys.argv[1:] if argv is None else argv) == ["--version"]:
+        print(f"ppolite {version('ppolite')}")
+        return 0
     for stream in (sys.stdout, sys.stderr):  # a terminal that knows no “→” should not end the run
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")

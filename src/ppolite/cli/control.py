@@ -23,9 +23,10 @@ def control(
     out: Path | None = None,
     set: Set_ = (),  # noqa: A002
 ) -> None:
-    """Learn a control task: policy, evaluation, GIF and report go to runs/ENV-ALGORITHM-SEED.
+    """Learn a control task: policy, evaluation, GIF and report.
 
-    A finished run is evaluated anew, for instance with --set evaluation.episodes=1000.
+    They go to runs/NAME-ALGORITHM-SEED, NAME being that of a shipped recipe (cartpole) or the environment's. A
+    finished run is evaluated anew, for instance with --set evaluation.episodes=1000.
 
     Args:
         env: A Gymnasium id (CartPole-v1), a recipe (YAML), the name of a shipped one (cartpole), or a run folder.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+import sys
 from dataclasses import asdict
 from itertools import takewhile
 from pathlib import Path
@@ -159,7 +160,11 @@ def doctor(
     from ppolite.stages.doctor.full import examine
 
     log.setLevel(logging.ERROR)  # the table tells what the stages would log as they open
-    found = [asdict(finding) for finding in examine(place.recipe, place.run_dir)]
+
+    def say(part: str) -> None:
+        print(f"looking at {part}", file=sys.stderr)
+
+    found = [asdict(finding) for finding in examine(place.recipe, place.run_dir, say=say)]
     failed = sum(finding["verdict"] == "fail" for finding in found)
     if json_:
         print(json.dumps({"failed": failed, "checks": found}, ensure_ascii=False))
@@ -174,7 +179,7 @@ def eval_(run: Run_, *, json_: Json_ = False, set: Set_ = ()) -> None:  # noqa: 
     Args:
         run: A run folder.
         json_: Print one JSON object instead of a table.
-        set: Change a key, for instance --set evaluation.prompts=500. May be repeated.
+        set: Change a key for this evaluation, for instance --set evaluation.prompts=500. May be repeated.
     """
     recipe = recipe_of(run, set)
     check_judge(recipe)
@@ -182,6 +187,9 @@ def eval_(run: Run_, *, json_: Json_ = False, set: Set_ = ()) -> None:  # noqa: 
     from ppolite.stages.run import check_unchanged
 
     check_unchanged(recipe, run)
+    told = recipe_of(run).evaluation
+    if recipe.evaluation != told and (run / "eval.json").exists():
+        log.warning("%s is replaced by an evaluation of other settings than the run's own", run / "eval.json")
     result = evaluate_run(recipe, run)
     if json_:
         print(json.dumps({k: v for k, v in result.items() if k != "samples"}))

@@ -16,6 +16,7 @@ Recipe_ = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RECIPE|RUN
 Run_ = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
 Set_ = Annotated[tuple[str, ...], tyro.conf.arg(name="set", metavar="KEY=VALUE"), tyro.conf.UseAppendAction]
 Allow_ = Annotated[bool, tyro.conf.FlagCreatePairsOff]
+Again_ = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 Json_ = Annotated[bool, tyro.conf.arg(name="json")]
 
 
@@ -40,6 +41,17 @@ def place_of(source: str, out: Path | None, overrides: tuple[str, ...]) -> Place
 def check_run(run_dir: Path) -> None:
     if not (run_dir / "recipe.yaml").exists():
         raise UserError(f"{run_dir}: no run folder (it has no recipe.yaml); `ppolite run RECIPE` makes one")
+
+
+def check_folder(run_dir: Path) -> None:
+    """Refuse to train into somebody's folder of other things; models that wait there for a run, and its log, may be."""
+    if (run_dir / "recipe.yaml").exists() or not run_dir.is_dir():
+        return
+    mine = {"sft", "reward", "rollouts", "checkpoints", "tensorboard", "metrics.jsonl"}
+    if others := sorted(
+        p.name for p in run_dir.iterdir() if p.name not in mine and p.suffix != ".log" and p.name[0] != "."
+    ):
+        raise UserError(f"{run_dir}: is no run folder, and holds {others[0]}; choose another with --out")
 
 
 def recipe_of(run_dir: Path, overrides: tuple[str, ...] = ()) -> Recipe:

@@ -7,16 +7,19 @@ from pathlib import Path
 from typing import Any
 
 from ppolite.cli.place import (
+    Again_,
     Allow_,
     Place,
     Recipe_,
     Set_,
+    check_folder,
     check_judge,
     judge_is_there,
     place_of,
     recipe_of,
     show_table,
 )
+from ppolite.types import UserError
 
 log = logging.getLogger("ppolite")
 
@@ -58,6 +61,7 @@ def run(
 def _whole(place: Place, allow_changes: bool) -> None:
     from ppolite.stages.run import run_recipe
 
+    check_folder(place.run_dir)
     result = run_recipe(place.recipe, place.run_dir, allow_changes=allow_changes)
     if result:
         show_table(result)
@@ -75,9 +79,18 @@ def _place_of_stage(stage: str, source: str, out: Path | None, overrides: tuple[
     return place
 
 
-def _stage(stage: str, place: Place, allow_changes: bool) -> dict[str, Any]:
-    from ppolite.stages.run import run_stage
+def _stage(stage: str, place: Place, allow_changes: bool, again: bool) -> dict[str, Any]:
+    from ppolite.stages.run import check_unchanged, is_finished, run_stage
 
+    check_folder(place.run_dir)
+    check_unchanged(place.recipe, place.run_dir, redo=stage)
+    if is_finished(place.run_dir, stage) and not again:
+        beside = (
+            "a recipe with --out NEW" if stage == "sft" else f"`ppolite {stage} {place.run_dir} --out NEW`"
+        )
+        raise UserError(
+            f"{place.run_dir}: its {stage} is finished; --again does it anew in its place, {beside} beside it"
+        )
     return run_stage(stage, place.recipe, place.run_dir, allow_changes=allow_changes)
 
 
@@ -85,6 +98,7 @@ def sft(
     recipe: Recipe_,
     *,
     out: Path | None = None,
+    again: Again_ = False,
     allow_changes: Allow_ = False,
     set: Set_ = (),  # noqa: A002
 ) -> None:
@@ -93,10 +107,11 @@ def sft(
     Args:
         recipe: A recipe (YAML), the name of a shipped one (film), or a run folder.
         out: Folder for the results; runs/RECIPE when left out.
+        again: Do a finished stage anew; its result stays until the new one is there.
         allow_changes: Go on with an interrupted stage although the recipe or its data have changed.
         set: Change a key of the recipe. May be repeated.
     """
-    result = _stage("sft", place_of(recipe, out, set), allow_changes)
+    result = _stage("sft", place_of(recipe, out, set), allow_changes, again)
     if result["loss_before"] is not None:
         print(f"held-out loss {result['loss_before']:.3f} → {result['loss_after']:.3f} nats a token")
 
@@ -105,6 +120,7 @@ def reward(
     recipe: Recipe_,
     *,
     out: Path | None = None,
+    again: Again_ = False,
     allow_changes: Allow_ = False,
     set: Set_ = (),  # noqa: A002
 ) -> None:
@@ -115,11 +131,12 @@ def reward(
     Args:
         recipe: A recipe (YAML), the name of a shipped one (film), or a run folder.
         out: Folder for the results; runs/RECIPE when left out. With a run folder: that of a new run.
+        again: Do a finished stage anew; its result stays until the new one is there.
         allow_changes: Go on with an interrupted stage although the recipe or its data have changed.
         set: Change a key of the recipe. May be repeated.
     """
     place = _place_of_stage("reward", recipe, out, set)
-    result = _stage("reward", place, allow_changes)
+    result = _stage("reward", place, allow_changes, again)
     figures = ", ".join(f"{k} {v:.3f}" for k, v in result.items() if isinstance(v, float))
     config = place.recipe.reward
     who = "the judge, a stand-in for people," if config and config.taught_by == "judge" else "people"
@@ -130,6 +147,7 @@ def ppo(
     recipe: Recipe_,
     *,
     out: Path | None = None,
+    again: Again_ = False,
     allow_changes: Allow_ = False,
     set: Set_ = (),  # noqa: A002
 ) -> None:
@@ -141,12 +159,13 @@ def ppo(
     Args:
         recipe: A recipe (YAML), the name of a shipped one (film), or a run folder.
         out: Folder for the results; runs/RECIPE when left out. With a run folder: that of a new run.
+        again: Do a finished stage anew; its result stays until the new one is there.
         allow_changes: Go on with an interrupted stage although the recipe or its data have changed.
         set: Change a key of the recipe. May be repeated.
     """
     place = _place_of_stage("ppo", recipe, out, set)
     check_judge(place.recipe)
-    result = _stage("ppo", place, allow_changes)
+    result = _stage("ppo", place, allow_changes, again)
     print(f"kept the policy of step {result['best_step']}: held-out score {result['heldout_score']:.3f}")
 
 
@@ -178,6 +197,7 @@ def iterate(
     from ppolite.obs.rounds import rounds_table
     from ppolite.stages.iterate import Iteration
 
+    check_folder(place.run_dir)
     result = Iteration(place.recipe, place.run_dir).run(
         skip_unscored=skip_unscored, allow_changes=allow_changes
     )

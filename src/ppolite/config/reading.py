@@ -15,7 +15,7 @@ import difflib
 import os
 import re
 import reprlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -83,8 +83,13 @@ def _paths(root: type[BaseModel], at: tuple[Any, ...]) -> Iterator[tuple[str, ..
             yield from _paths(root, path)
 
 
-def explain(error: ValidationError, where: str, root: type[BaseModel]) -> UserError:
-    """One sentence on the first thing that is wrong; unknown keys with the nearest one that `root` has."""
+def explain(
+    error: ValidationError, where: str, root: type[BaseModel], overrides: Sequence[str] = ()
+) -> UserError:
+    """One sentence on the first thing that is wrong; unknown keys with the nearest one that `root` has.
+
+    Of a key that one of `overrides` has set, that is named, and not `where`.
+    """
     # A misspelt key also leaves its right name missing: the misspelling is the better news.
     first = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
     loc = first["loc"]
@@ -94,7 +99,12 @@ def explain(error: ValidationError, where: str, root: type[BaseModel]) -> UserEr
         for before, key in zip((None, *loc), loc, strict=False)
         if not (isinstance(before, int) and key in SOURCES)
     ]
-    path = _cut(".".join(str(p) for p in spelt))
+    dotted = ".".join(str(p) for p in spelt)
+    for override in overrides:
+        key = override.partition("=")[0]
+        if dotted and f"{dotted}.".startswith(f"{key}."):
+            where = f"--set {_cut(override)}"
+    path = _cut(dotted)
     if first["type"] in ("union_tag_not_found", "union_tag_invalid"):
         kind = first.get("ctx", {}).get("tag")
         near = difflib.get_close_matches(str(kind), SOURCES, n=1, cutoff=0.4) if kind else []

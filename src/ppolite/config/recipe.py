@@ -195,13 +195,18 @@ class Recipe(Section):
         return self
 
 
-def parse_recipe(tree: dict[str, Any], *, where: str = "recipe") -> Recipe:
-    """Check a recipe given as plain data. Raises UserError with the first thing that is wrong."""
+def parse_recipe(
+    tree: dict[str, Any], *, where: str = "recipe", overrides: list[str] | tuple[str, ...] = ()
+) -> Recipe:
+    """Check a recipe given as plain data. Raises UserError with the first thing that is wrong, and `where`.
+
+    `overrides` are `section.key=value` that are in it already, for the one that is wrong to be named.
+    """
     refuse_secrets(tree, where)
     try:
         return Recipe.model_validate(tree)
     except ValidationError as error:
-        raise explain(error, where, Recipe) from None
+        raise explain(error, where, Recipe, overrides) from None
 
 
 def shipped() -> list[str]:
@@ -231,7 +236,7 @@ def load_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
         raise UserError(
             f"{path}: a recipe of control, since it names an `env`; `ppolite control {path}` runs it"
         )
-    return parse_recipe(tree, where=str(path))
+    return parse_recipe(tree, where=str(path), overrides=overrides)
 
 
 def recipe_origins(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> dict[str, Any]:

@@ -254,7 +254,7 @@ def load_control(
     tree = merged(layers.file, layers.variant)
     for key, value in layers.sets:
         put(tree, key, value)
-    return parse_control(tree | {"algorithm": layers.algorithm}, where=layers.where)
+    return parse_control(tree | {"algorithm": layers.algorithm}, where=layers.where, overrides=overrides)
 
 
 def control_origins(source: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
@@ -294,7 +294,8 @@ def _layers(source: str, algorithm: str | None, overrides: Sequence[str]) -> _La
     for key, value in sets:
         put(top, key, value)
     chosen: str = algorithm or top.get("algorithm", "ppo-clip")
-    for name in (chosen, *variants):
+    _known(chosen, "--algorithm" if algorithm else where)
+    for name in variants:
         _known(name, where)
     variant = variants.get(chosen) or {}
     if not isinstance(variant, dict):
@@ -313,13 +314,13 @@ def load_control_run(folder: Path, overrides: Sequence[str] = ()) -> Control:
     return load_control(str(folder / "recipe.yaml"), overrides=overrides)
 
 
-def parse_control(tree: dict[str, Any], *, where: str = "recipe") -> Control:
+def parse_control(tree: dict[str, Any], *, where: str = "recipe", overrides: Sequence[str] = ()) -> Control:
     """Check a control recipe given as plain data. Raises UserError with the first thing that is wrong."""
     refuse_secrets(tree, where)
     try:
         return Control.model_validate(tree)
     except ValidationError as error:
-        raise explain(error, where, Control) from None
+        raise explain(error, where, Control, overrides) from None
 
 
 def is_control_run(folder: Path) -> bool:

@@ -53,6 +53,8 @@ def make_env(config: Control, **more: Any) -> gym.Env[Any, Any]:
     try:
         env = gym.make(name, **options, **more)
     except (gym.error.UnregisteredEnv, gym.error.DeprecatedEnv) as error:
+        if isinstance(error, gym.error.NamespaceNotFound) and not name.startswith("ALE/"):
+            raise UserError(f"{name}: no such run folder or recipe, nor an environment; look at it") from None
         raise UserError(
             f"{name}: no environment of that name; {_nearest(name) or _sentence(error)}"
         ) from None

@@ -50,7 +50,10 @@ def read_rows(source: str) -> tuple[list[tuple[int, dict[str, Any]]], Report]:
             if isinstance(values, RowError):
                 report.add(number, values.reason, values.advice)
             elif not isinstance(values, dict):
-                report.add(number, f"is {_kind(values)}, not an object", "write it as {column: value}")
+                advice = "write it as {column: value}"
+                if isinstance(values, list) and source.endswith(".jsonl"):
+                    advice += ", or give a file that is one list the ending .json"
+                report.add(number, f"is {_kind(values)}, not an object", advice)
             else:
                 rows.append((number, values))
     except OSError as error:
@@ -80,9 +83,11 @@ def _open(source: str) -> Rows:
     if plain and not path.exists() and folder.is_dir():
         return _saved(folder, source, split)
     if not source or not path.exists():
-        there = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+        there = {p.stem: p.name for p in path.parent.iterdir()} if path.parent.is_dir() else {}
+        near = difflib.get_close_matches(path.stem, there, n=1, cutoff=0.7)
+        hint = f"did you mean {there[near[0]]!r}?" if near else "look at its path"
         raise UserError(
-            f"{source or 'data'}: no such file or folder{nearest(path.name, there) or '; look at its path'} (a "
+            f"{source or 'data'}: no such file or folder; {hint} (a "
             "Hugging Face hub name is written hub:NAME, and embedded:film is what comes with ppolite)"
         )
     if path.is_dir():
@@ -132,6 +137,14 @@ def _csv(path: Path) -> Rows:
             # Not strict, it would take the rest of the file into a field whose quote is never closed.
             reader = csv.reader(file, dialect, strict=True)
             header = next(reader, [])
+            other = next((mark for mark in ";\t" if len(header) == 1 and mark in header[0]), None)
+            if other is not None and dialect == "excel":
+                raise UserError(
+                    f"{path}: its fields are separated by {'tabs' if other == chr(9) else 'semicolons'}; save it with "
+                    "commas, or with tabs as .tsv"
+                )
+            if header and header[0].startswith("{"):
+                raise UserError(f"{path}: looks like JSON lines; give it the ending .jsonl")
             if twice := {name for name in header if header.count(name) > 1}:
                 raise UserError(f"{path}: the header names {sorted(twice)[0]!r} twice; rename one")
             number = 0
@@ -150,7 +163,9 @@ def _csv(path: Path) -> Rows:
                         ),
                     )
     except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 ({error.reason}); save it as UTF-8") from error
+        raise UserError(
+            f"{path} is not UTF-8 ({error.reason}); save it as UTF-8 (in Excel: CSV UTF-8)"
+        ) from error
     except csv.Error as error:
         raise UserError(
             f"{path} cannot be read as {path.suffix[1:]} ({error}); mend the quotes in it"

@@ -40,6 +40,16 @@ def sample(
     """
     if target.exists():
         raise UserError(f"{target}: is there already, perhaps with scores in it; name another file")
+    if target.suffix != ".jsonl":
+        raise UserError(f"{target}: candidates are written as JSON lines; give it the ending .jsonl")
+    draft = target.with_name(f".{target.name}.part")
+    try:
+        draft.parent.mkdir(parents=True, exist_ok=True)
+        draft.touch()
+    except OSError as error:
+        raise UserError(
+            f"{target}: cannot be written there ({error.strerror}); choose another place"
+        ) from None
     opened = open_model(recipe, model)
     prompts, _ = load_prompts(data, opened, sampling.max_new_tokens, recipe.seed)
     first, most = (round - 1) * count, len(prompts)
@@ -62,8 +72,6 @@ def sample(
         }
         for r in rollouts
     ]
-    draft = target.with_name(f".{target.name}.part")
-    draft.parent.mkdir(parents=True, exist_ok=True)
     draft.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
     draft.rename(target)
     return len(rows)

@@ -48,11 +48,18 @@ HELD = 128
 Looked = tuple[list[Finding], Need | None]
 
 
-def examine(recipe: Recipe, run_dir: Path, count: int = ROWS) -> list[Finding]:
-    """All findings, of each name the worst; `count` answers are in the round that is played."""
+def examine(
+    recipe: Recipe, run_dir: Path, count: int = ROWS, say: Callable[[str], None] = lambda _: None
+) -> list[Finding]:
+    """All findings, of each name the worst; `count` answers are in the round that is played.
+
+    `say` is told what is looked at next.
+    """
+    say("data")
     sources, found = rows.read(recipe)
     found = [place.rights(run_dir), place.judge(recipe), *found]
     found += rows.examine(sources) if sources else []
+    say("model")
     found += of_model(recipe, run_dir, sources)
     stages: dict[str, Callable[[Recipe, Path], Looked]] = {
         "sft": _sft,
@@ -67,6 +74,7 @@ def examine(recipe: Recipe, run_dir: Path, count: int = ROWS) -> list[Finding]:
         if broken:
             found.append(skipped(f"{stage}/opens", f"see {broken[0]}"))
             continue
+        say(stage)
         looked, need = look(recipe, run_dir)
         found += looked
         if need and not is_finished(run_dir, stage):
