@@ -107,7 +107,7 @@ def sft(
     Args:
         recipe: A recipe (YAML), the name of a shipped one (film), or a run folder.
         out: Folder for the results; runs/RECIPE when left out.
-        again: Do a finished stage anew; its result stays until the new one is there.
+        again: Do a finished stage anew; its weights stay until the new ones are there, its metrics do not.
         allow_changes: Go on with an interrupted stage although the recipe or its data have changed.
         set: Change a key of the recipe. May be repeated.
     """
@@ -131,7 +131,7 @@ def reward(
     Args:
         recipe: A recipe (YAML), the name of a shipped one (film), or a run folder.
         out: Folder for the results; runs/RECIPE when left out. With a run folder: that of a new run.
-        again: Do a finished stage anew; its result stays until the new one is there.
+        again: Do a finished stage anew; its weights stay until the new ones are there, its metrics do not.
         allow_changes: Go on with an interrupted stage although the recipe or its data have changed.
         set: Change a key of the recipe. May be repeated.
     """
@@ -159,7 +159,7 @@ def ppo(
     Args:
         recipe: A recipe (YAML), the name of a shipped one (film), or a run folder.
         out: Folder for the results; runs/RECIPE when left out. With a run folder: that of a new run.
-        again: Do a finished stage anew; its result stays until the new one is there.
+        again: Do a finished stage anew; its weights stay until the new ones are there, its metrics do not.
         allow_changes: Go on with an interrupted stage although the recipe or its data have changed.
         set: Change a key of the recipe. May be repeated.
     """

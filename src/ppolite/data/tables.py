@@ -137,14 +137,13 @@ def _csv(path: Path) -> Rows:
             # Not strict, it would take the rest of the file into a field whose quote is never closed.
             reader = csv.reader(file, dialect, strict=True)
             header = next(reader, [])
-            other = next((mark for mark in ";\t" if len(header) == 1 and mark in header[0]), None)
-            if other is not None and dialect == "excel":
-                raise UserError(
-                    f"{path}: its fields are separated by {'tabs' if other == chr(9) else 'semicolons'}; save it with "
-                    "commas, or with tabs as .tsv"
-                )
             if header and header[0].startswith("{"):
                 raise UserError(f"{path}: looks like JSON lines; give it the ending .jsonl")
+            for mark, marks in ((";", "semicolons"), ("\t", "tabs")):
+                if len(header) == 1 and mark in header[0]:
+                    raise UserError(
+                        f"{path}: its fields are separated by {marks}; save it with commas, or with tabs as .tsv"
+                    )
             if twice := {name for name in header if header.count(name) > 1}:
                 raise UserError(f"{path}: the header names {sorted(twice)[0]!r} twice; rename one")
             number = 0
