@@ -145,7 +145,7 @@ def test_epochs_that_take_no_row(
     stage: str, world: World, refuse: Refuse, trained: Path, tmp_path: Path
 ) -> None:
     recipe = world.recipe_file(tmp_path / "r.yaml", **{f"{stage}__epochs": 1e-9})
-    refuse("epochs is 1e-09", stage, recipe, "--out", trained)
+    refuse("epochs is 1e-09", stage, recipe, "--out", trained, "--again")
 
 
 @pytest.mark.parametrize(

@@ -82,4 +82,4 @@ def test_rows_of_a_run(name: str, world: World, refuse: Refuse, trained: Path, t
         else {"reward__data__path": str(path), "reward__kind": kind}
     )
     recipe = world.recipe_file(tmp_path / "r.yaml", **changes)
-    refuse(path, "ppo" if kind == "prompts" else "reward", recipe, "--out", trained)
+    refuse(path, "ppo" if kind == "prompts" else "reward", recipe, "--out", trained, "--again")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,6 +19,12 @@ Set_ = Annotated[tuple[str, ...], tyro.conf.arg(name="set", metavar="KEY=VALUE")
 Allow_ = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 Again_ = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 Json_ = Annotated[bool, tyro.conf.arg(name="json")]
+
+PARTS = (
+    "sft", "reward", "reward_units.json", "round-*", "rollouts", "checkpoints", "tensorboard", "metrics.jsonl",
+    "*.log", ".*",
+)  # fmt: skip
+"""What may lie in a folder before it is a run."""
 
 
 @dataclass
@@ -44,13 +51,11 @@ def check_run(run_dir: Path) -> None:
 
 
 def check_folder(run_dir: Path) -> None:
-    """Refuse to train into somebody's folder of other things; models that wait there for a run, and its log, may be."""
+    """Refuse to train into somebody's folder of other things."""
     if (run_dir / "recipe.yaml").exists() or not run_dir.is_dir():
         return
-    mine = {"sft", "reward", "rollouts", "checkpoints", "tensorboard", "metrics.jsonl"}
-    if others := sorted(
-        p.name for p in run_dir.iterdir() if p.name not in mine and p.suffix != ".log" and p.name[0] != "."
-    ):
+    names = sorted(path.name for path in run_dir.iterdir())
+    if others := [name for name in names if not any(fnmatch(name, pattern) for pattern in PARTS)]:
         raise UserError(f"{run_dir}: is no run folder, and holds {others[0]}; choose another with --out")
 
 
