@@ -252,7 +252,7 @@ def test_a_state_that_is_older_than_a_key_goes_on(
     def of_before(self: Checkpoints) -> tuple[int, dict[str, Any]] | None:
         found = latest(self)
         assert found
-        del found[1]["recipe"]["decode_rows"], found[1]["trainer"]["first_beta"]
+        del found[1]["recipe"]["decode_rows"]
         return found
 
     def with_a_key_that_went(self: Checkpoints) -> tuple[int, dict[str, Any]] | None:

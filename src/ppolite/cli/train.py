@@ -19,7 +19,6 @@ from ppolite.cli.place import (
     recipe_of,
     show_table,
 )
-from ppolite.types import UserError
 
 log = logging.getLogger("ppolite")
 
@@ -80,18 +79,10 @@ def _place_of_stage(stage: str, source: str, out: Path | None, overrides: tuple[
 
 
 def _stage(stage: str, place: Place, allow_changes: bool, again: bool) -> dict[str, Any]:
-    from ppolite.stages.run import check_unchanged, is_finished, run_stage
+    from ppolite.stages.run import run_stage
 
     check_folder(place.run_dir)
-    check_unchanged(place.recipe, place.run_dir, redo=stage)
-    if is_finished(place.run_dir, stage) and not again:
-        beside = (
-            "a recipe with --out NEW" if stage == "sft" else f"`ppolite {stage} {place.run_dir} --out NEW`"
-        )
-        raise UserError(
-            f"{place.run_dir}: its {stage} is finished; --again does it anew in its place, {beside} beside it"
-        )
-    return run_stage(stage, place.recipe, place.run_dir, allow_changes=allow_changes)
+    return run_stage(stage, place.recipe, place.run_dir, again=again, allow_changes=allow_changes)
 
 
 def sft(

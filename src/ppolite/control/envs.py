@@ -53,11 +53,9 @@ def make_env(config: Control, **more: Any) -> gym.Env[Any, Any]:
     try:
         env = gym.make(name, **options, **more)
     except (gym.error.UnregisteredEnv, gym.error.DeprecatedEnv) as error:
-        if isinstance(error, gym.error.NamespaceNotFound) and not name.startswith("ALE/"):
-            raise UserError(f"{name}: no such run folder or recipe, nor an environment; look at it") from None
-        raise UserError(
-            f"{name}: no environment of that name; {_nearest(name) or _sentence(error)}"
-        ) from None
+        path = isinstance(error, gym.error.NamespaceNotFound)  # there is a `/` in it
+        what = "no such run folder or recipe, nor an environment" if path else "no environment of that name"
+        raise UserError(f"{name}: {what}; {_nearest(name) or _sentence(error)}") from None
     except (gym.error.DependencyNotInstalled, ImportError) as error:
         own = "ppolite's extra `control` brings what Gymnasium's own need (pip install '.[control]' in its folder)"
         hint = "; mend the module, or start where it lies" if ":" in name else f"; {own}"

@@ -50,10 +50,7 @@ def read_rows(source: str) -> tuple[list[tuple[int, dict[str, Any]]], Report]:
             if isinstance(values, RowError):
                 report.add(number, values.reason, values.advice)
             elif not isinstance(values, dict):
-                advice = "write it as {column: value}"
-                if isinstance(values, list) and source.endswith(".jsonl"):
-                    advice += ", or give a file that is one list the ending .json"
-                report.add(number, f"is {_kind(values)}, not an object", advice)
+                report.add(number, f"is {_kind(values)}, not an object", "write it as {column: value}")
             else:
                 rows.append((number, values))
     except OSError as error:
@@ -113,9 +110,13 @@ def _jsonl(path: Path) -> Rows:
             if not line.strip():
                 continue
             try:
-                yield number, loads(line)
+                row = loads(line)
             except ValueError as error:
-                yield number, RowError(str(error), "write one JSON object on each line, in UTF-8")
+                row = RowError(str(error), "write one JSON object on each line, in UTF-8")
+            if isinstance(row, list):
+                advice = "write it as {column: value}, or give a file that is one list the ending .json"
+                row = RowError(f"is {_kind(row)}, not an object", advice)
+            yield number, row
 
 
 def _json(path: Path) -> Rows:

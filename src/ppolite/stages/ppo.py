@@ -375,5 +375,5 @@ class PPO:
 
     def _restore_leash(self, state: State) -> None:
         """β as it was, unless the recipe says another one since."""
-        if state.get("first_beta", self.config.kl.beta) == self.config.kl.beta:
+        if state["first_beta"] == self.config.kl.beta:
             self.leash.load_state_dict(state["leash"])

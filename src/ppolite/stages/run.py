@@ -126,12 +126,20 @@ def _share(source: str, target: str) -> None:
         shutil.copy2(source, target)
 
 
-def run_stage(stage: str, recipe: Recipe, run_dir: Path, *, allow_changes: bool = False) -> dict[str, Any]:
+def run_stage(
+    stage: str, recipe: Recipe, run_dir: Path, *, again: bool = True, allow_changes: bool = False
+) -> dict[str, Any]:
     """One stage into the folder, from what the stages before it left there, or from where it was interrupted.
 
     `allow_changes`: go on with an interrupted stage although the recipe has changed.
+    Raises UserError where the stage is finished and not to be done `again`.
     """
     check_unchanged(recipe, run_dir, redo=stage)
+    if is_finished(run_dir, stage) and not again:
+        beside = "a recipe with --out NEW" if stage == "sft" else f"`ppolite {stage} {run_dir} --out NEW`"
+        raise UserError(
+            f"{run_dir}: its {stage} is finished; --again does it anew in its place, {beside} beside it"
+        )
     return STAGES[stage](recipe, run_dir).run(allow_changes=allow_changes)
 
 

@@ -46,6 +46,7 @@ def sample(
     try:
         draft.parent.mkdir(parents=True, exist_ok=True)
         draft.touch()
+        draft.unlink()
     except OSError as error:
         raise UserError(
             f"{target}: cannot be written there ({error.strerror}); choose another place"

@@ -26,7 +26,7 @@ from ppolite.data.chat import encode_example
 from ppolite.data.tables import nearest
 from ppolite.models.load import compute_dtype, load_classifier, load_tokenizer
 from ppolite.ops.packing import token_batches
-from ppolite.types import Rollout, UserError
+from ppolite.types import Prompt, Rollout, UserError
 
 log = logging.getLogger("ppolite")
 
@@ -80,22 +80,8 @@ class ClassifierScorer:
 
     def _row(self, rollout: Rollout) -> Row:
         prompt, answer = rollout.prompt, rollout.text
-        if self.reads_as_trained:
-            ids = [token for part in encode_example(self.tokenizer, prompt, answer) for token in part]
-            ids = ids[:-1] if rollout.finish == "length" else ids
-            row = {"input_ids": ids, "attention_mask": [1] * len(ids)}
-            return self._cut(row, lambda: {k: v[-self.most :] for k, v in row.items()})
-        if self.config.reads == "chat" and prompt.messages:
-            turns = [*prompt.messages, {"role": "assistant", "content": answer}]
-            try:
-                text = str(self.tokenizer.apply_chat_template(turns, tokenize=False))
-            except Exception as error:  # a template may stumble over anything
-                raise UserError(
-                    f"{self.who}: its chat template refuses the conversation of {prompt.source or 'a prompt'} "
-                    f"({error}); set reads to pair or response"
-                ) from error
-            # The template writes its own beginning of text.
-            row = self._encoded(text, add_special_tokens=False)
+        if self.reads_as_trained or (self.config.reads == "chat" and prompt.messages):
+            row = self._as_trained(rollout) if self.reads_as_trained else self._conversation(prompt, answer)
             return self._cut(row, lambda: {k: v[-self.most :] for k, v in row.items()})
         if self.config.reads == "pair":
             row = self._encoded(prompt.last, answer)
@@ -104,6 +90,23 @@ class ClassifierScorer:
         text = prompt.text + answer if self.config.reads == "chat" else answer
         row = self._encoded(text)
         return self._cut(row, lambda: self._encoded(text, truncation=True, max_length=self.most))
+
+    def _as_trained(self, rollout: Rollout) -> Row:
+        prompt_ids, response_ids = encode_example(self.tokenizer, rollout.prompt, rollout.text)
+        ids = [*prompt_ids, *(response_ids[:-1] if rollout.finish == "length" else response_ids)]
+        return {"input_ids": ids, "attention_mask": [1] * len(ids)}
+
+    def _conversation(self, prompt: Prompt, answer: str) -> Row:
+        turns = [*prompt.messages, {"role": "assistant", "content": answer}]
+        try:
+            text = str(self.tokenizer.apply_chat_template(turns, tokenize=False))
+        except Exception as error:  # a template may stumble over anything
+            raise UserError(
+                f"{self.who}: its chat template refuses the conversation of {prompt.source or 'a prompt'} "
+                f"({error}); set reads to pair or response"
+            ) from error
+        # The template writes its own beginning of text.
+        return self._encoded(text, add_special_tokens=False)
 
     def _encoded(self, *texts: str, **how: Any) -> Row:
         tokenizer: Any = self.tokenizer

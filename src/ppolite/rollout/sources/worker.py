@@ -52,7 +52,7 @@ def load(function: str, path: list[str]) -> Any:
 
 def wants(function: Any) -> dict[str, Any]:
     """The names of its parameters, those that have a default, whether it takes any other; a fingerprint of its file."""
-    parameters = inspect.signature(function).parameters.values()
+    parameters, file = inspect.signature(function).parameters.values(), source_of(function)
     named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     if any(p.kind == p.POSITIONAL_ONLY and p.default is p.empty for p in parameters):
         raise TypeError("its arguments are passed by name; take the `/` out of its signature")
@@ -60,9 +60,7 @@ def wants(function: Any) -> dict[str, Any]:
         "wants": [p.name for p in named if p.default is p.empty],
         "may": [p.name for p in named if p.default is not p.empty],
         "any": any(p.kind == p.VAR_KEYWORD for p in parameters),
-        "source": ""
-        if (file := source_of(function)) is None
-        else sha256(Path(file).read_bytes()).hexdigest(),
+        "source": sha256(Path(file).read_bytes()).hexdigest() if file else "",
     }
 
 
