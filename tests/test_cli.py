@@ -505,7 +505,7 @@ def test_what_cannot_begin_from_a_run(copied: Path, ppolite: Run, tmp_path: Path
 
 
 BAD_RECIPES: dict[str, tuple[dict[str, Any], list[str]]] = {
-    "unknown key": ({"ppo.stepz": 3}, ["ppo.stepz", "did you mean `steps`"]),
+    "unknown key": ({"ppo.stepz": 3}, ["ppo.stepz", "did you mean `ppo.steps`"]),
     "unknown section": ({"pppo.steps": 3}, ["pppo", "did you mean `ppo`"]),
     "wrong type": ({"ppo.steps": "many"}, ["ppo.steps", "'many'", "integer"]),
     "out of range": ({"ppo.top_p": 1.5}, ["ppo.top_p", "1.5"]),

@@ -107,7 +107,7 @@ def test_shipped_recipe_loads_for_every_algorithm(name: str, algorithm: str, tmp
     [
         ({}, "r: `env` is missing; add it"),
         ({"env": "X", "gama": 1}, "r: unknown key `gama`; did you mean `gamma`?"),
-        ({"env": "X", "optim": {"rl": 1}}, "r: unknown key `optim.rl`; did you mean `lr`?"),
+        ({"env": "X", "optim": {"rl": 1}}, "r: unknown key `optim.rl`; did you mean `optim.lr`?"),
         ({"env": "X", "algorithm": "sac"}, "`algorithm` is 'sac'; input should be 'a2c'"),
         ({"env": "X", "steps": 0}, "`steps` is 0"),
         ({"env": "X", "algorithm": "a2c", "clip": 0.2}, "algorithm is a2c, which has no `clip`; ppo-clip has"),

@@ -254,7 +254,7 @@ CONTRADICTIONS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "control in language": ("ppolite control", {"env": "CartPole-v1"}),
     "unknown section": ("did you mean `reward`", {"reward_model": {}}),
-    "unknown key": ("did you mean `steps`", {"ppo": {"prompts": DATA, "step": 3}}),
+    "unknown key": ("did you mean `ppo.steps`", {"ppo": {"prompts": DATA, "step": 3}}),
     "missing key": ("path", {"ppo": {"prompts": {}}}),
     "key of a neighbour": ("unknown key `sft.rollouts`", {"sft": {"data": DATA, "rollouts": 3}}),
 }  # fmt: skip

@@ -22,6 +22,7 @@ from typing import Any, cast
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from ppolite.config.drafts import drafted
 from ppolite.config.section import Section
 from ppolite.config.sources import SOURCES, Source
 from ppolite.config.strict_yaml import MOST_LEVELS, parse
@@ -62,16 +63,25 @@ def _known_keys(section: type[BaseModel], path: tuple[Any, ...]) -> list[str]:
     return list(section.model_fields)
 
 
-def _nearest_key(root: type[BaseModel], at: tuple[Any, ...], key: str) -> str | None:
-    """The key that may be meant by `key` in the section `at`: of that name within it, like one there, or anywhere."""
+def _nearest_key(root: type[BaseModel], at: tuple[Any, ...], key: str) -> tuple[Any, ...]:
+    """Path of the key that may be meant by `key` in the section `at`; empty where nothing is near.
+
+    Of that name within the section, like one there, or of that name anywhere.
+    """
     known, wanted = _known_keys(root, at), ELSEWHERE.get(key, key)
     if wanted in known:
-        return wanted
+        return (*at, wanted)
     below, anywhere = ([path for path in _paths(root, top) if path[-1] == wanted] for top in (at, ()))
     if below:
-        return ".".join(min(below, key=len))
+        return min(below, key=len)
     near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-    return near[0] if near else ".".join(min(anywhere, key=len, default=())) or None
+    return (*at, near[0]) if near else min(anywhere, key=len, default=())
+
+
+def _spelt(path: tuple[Any, ...]) -> str:
+    """A path as `--set` has it: an entry of a list of sources is followed by its kind, which no recipe spells there."""
+    pairs = zip((None, *path), path, strict=False)
+    return ".".join(str(key) for before, key in pairs if not (isinstance(before, int) and key in SOURCES))
 
 
 def _paths(root: type[BaseModel], at: tuple[Any, ...]) -> Iterator[tuple[str, ...]]:
@@ -93,13 +103,7 @@ def explain(
     # A misspelt key also leaves its right name missing: the misspelling is the better news.
     first = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
     loc = first["loc"]
-    # An entry of a list of sources is followed by its kind, which no recipe spells there.
-    spelt = [
-        key
-        for before, key in zip((None, *loc), loc, strict=False)
-        if not (isinstance(before, int) and key in SOURCES)
-    ]
-    dotted = ".".join(str(p) for p in spelt)
+    dotted = _spelt(loc)
     for override in overrides:
         key = override.partition("=")[0]
         if dotted and f"{dotted}.".startswith(f"{key}."):
@@ -111,8 +115,8 @@ def explain(
         hint = f"did you mean `{near[0]}`?" if near else f"known here: {', '.join(SOURCES)}"
         return UserError(f"{where}: `{path}` has {f'the kind `{kind}`' if kind else 'no `kind`'}; {hint}")
     if first["type"] == "extra_forbidden":
-        *at, key = first["loc"]
-        near = _nearest_key(root, tuple(at), str(key))
+        *at, key = loc
+        near = _spelt(_nearest_key(root, tuple(at), str(key)))
         hint = f"did you mean `{near}`?" if near else f"known here: {', '.join(_known_keys(root, tuple(at)))}"
         return UserError(f"{where}: unknown key `{path}`; {hint}")
     if first["type"] == "missing":
@@ -210,9 +214,8 @@ def yaml_text(value: Any, *, flow: bool = False) -> str:
 
 def save_recipe(recipe: Section, path: Path) -> None:
     """Write the resolved recipe, so that a later version can repeat the run. Whole or not at all."""
-    draft = path.with_name(f".{path.name}.part")
-    draft.write_text(recipe_text(recipe), encoding="utf-8")
-    draft.rename(path)
+    with drafted(path) as draft:
+        draft.write_text(recipe_text(recipe), encoding="utf-8")
 
 
 def run_folder(name: str, source: object) -> Path:

@@ -294,7 +294,8 @@ def _layers(source: str, algorithm: str | None, overrides: Sequence[str]) -> _La
     for key, value in sets:
         put(top, key, value)
     chosen: str = algorithm or top.get("algorithm", "ppo-clip")
-    _known(chosen, "--algorithm" if algorithm else where)
+    set_here = [override for override in overrides if override.startswith("algorithm=")]
+    _known(chosen, "--algorithm" if algorithm else f"--set {set_here[-1]}" if set_here else where)
     for name in variants:
         _known(name, where)
     variant = variants.get(chosen) or {}

@@ -13,6 +13,7 @@ from typing import Annotated, Any, cast
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
 
+from ppolite.config.drafts import drafted
 from ppolite.config.strict_json import loads
 from ppolite.types import UserError
 
@@ -156,11 +157,9 @@ def read_json(path: Path, form: type[Form], remedy: str) -> dict[str, Any] | Non
 
 def write_json(path: Path, value: Any) -> None:
     """Whole or not at all."""
-    draft = path.with_name(f".{path.name}.part")
-    draft.write_text(
-        json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8"
-    )
-    draft.rename(path)
+    text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    with drafted(path) as draft:
+        draft.write_text(text, encoding="utf-8")
 
 
 def _is_number(value: object) -> bool:

@@ -28,6 +28,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.text import Text
 
+from ppolite.config.drafts import drafted
 from ppolite.config.strict_json import loads
 from ppolite.types import UserError
 
@@ -120,12 +121,10 @@ def _clean(path: Path, stage: str, after: int | None) -> None:
     lines = path.read_bytes().splitlines(keepends=True)
     kept = [line for line in lines if line.endswith(b"\n") and not _is_behind(line, stage, after)]
     if len(kept) < len(lines):
-        draft = path.with_name(f".{path.name}.part")
-        with draft.open("wb") as file:
+        with drafted(path) as draft, draft.open("wb") as file:
             file.writelines(kept)
             file.flush()
             os.fsync(file.fileno())
-        draft.rename(path)
 
 
 def _is_behind(line: bytes, stage: str, after: int | None) -> bool:

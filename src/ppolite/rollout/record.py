@@ -20,6 +20,7 @@ from pydantic import BaseModel, Field, model_validator
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from ppolite.config.drafts import drafted
 from ppolite.types import Experience, Finish, Prompt, Rollout, UserError
 
 Origin = dict[str, Any]
@@ -59,9 +60,8 @@ def write_rollouts(
     folder = run_dir / "rollouts"
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"step-{step:05d}.parquet"
-    draft = folder / f".{path.name}.part"
-    pq.write_table(pa.Table.from_pylist(rows), draft)
-    draft.rename(path)
+    with drafted(path) as draft:
+        pq.write_table(pa.Table.from_pylist(rows), draft)
     return path
 
 
@@ -132,11 +132,10 @@ def _line(r: Rollout) -> dict[str, Any]:
 
 def _write_lines(path: Path, lines: Sequence[dict[str, Any]]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.part")
     text = "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in lines)
-    # A column may hold half of a surrogate pair, which UTF-8 does not.
-    draft.write_text(text, encoding="utf-8", errors="backslashreplace")
-    draft.rename(path)
+    with drafted(path) as draft:
+        # A column may hold half of a surrogate pair, which UTF-8 does not.
+        draft.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def read_samples(

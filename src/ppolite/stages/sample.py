@@ -13,6 +13,7 @@ import logging
 from pathlib import Path
 
 from ppolite.config import Data, Recipe
+from ppolite.config.drafts import draft_of, drafted
 from ppolite.models.trunk import Body
 from ppolite.obs.sinks import progress
 from ppolite.stages.opening import open_model
@@ -42,11 +43,10 @@ def sample(
         raise UserError(f"{target}: is there already, perhaps with scores in it; name another file")
     if target.suffix != ".jsonl":
         raise UserError(f"{target}: candidates are written as JSON lines; give it the ending .jsonl")
-    draft = target.with_name(f".{target.name}.part")
     try:
-        draft.parent.mkdir(parents=True, exist_ok=True)
-        draft.touch()
-        draft.unlink()
+        target.parent.mkdir(parents=True, exist_ok=True)
+        draft_of(target).touch()
+        draft_of(target).unlink()
     except OSError as error:
         raise UserError(
             f"{target}: cannot be written there ({error.strerror}); choose another place"
@@ -73,6 +73,8 @@ def sample(
         }
         for r in rollouts
     ]
-    draft.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-    draft.rename(target)
+    with drafted(target) as draft:
+        draft.write_text(
+            "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8"
+        )
     return len(rows)

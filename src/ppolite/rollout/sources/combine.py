@@ -14,7 +14,6 @@ of the SFT model, once, kept in RUN/reward_units.json.
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -27,7 +26,7 @@ from pydantic import Field, FiniteFloat
 
 from ppolite.config import PPO, Judge, ModelSource
 from ppolite.models.roles import Norm
-from ppolite.obs.run_files import Form, read_json
+from ppolite.obs.run_files import Form, read_json, write_json
 from ppolite.rollout.record import Origin
 from ppolite.rollout.sources.foreign import checked
 from ppolite.types import Rollout, Scorer, UserError
@@ -154,8 +153,5 @@ class Measured(Form):
 
 def _write(path: Path, origin: Origin, units: Mapping[str, Norm]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.part")
     kept = {title: {"shift": unit.mean, "scale": unit.std} for title, unit in units.items()}
-    text = json.dumps({"origin": origin, "units": kept}, indent=1, ensure_ascii=False, allow_nan=False)
-    draft.write_text(text + "\n", encoding="utf-8")
-    draft.rename(path)
+    write_json(path, {"origin": origin, "units": kept})
