@@ -19,13 +19,13 @@ import os
 import sys
 import time
 from collections.abc import Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from multiprocessing import get_context
+from concurrent.futures import Future
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from benchmarks.control import ONE_THREAD, peer, require_peer
+from benchmarks.pool import pool
 from benchmarks.record import ROOT, WRITTEN_HERE, commit, machine, today, versions
 from ppolite.control.config import ALGORITHMS, Control, load_control, load_control_run
 from ppolite.control.run import run_control
@@ -131,20 +131,20 @@ def collect(config: Control, args: argparse.Namespace) -> dict[str, Any]:
     place = RUNS / f"{config.env}-{config.algorithm}"
     runs: dict[tuple[str, int], dict[str, Any]] = {}
     missing: dict[tuple[str, int], Future[dict[str, Any]]] = {}
-    with ProcessPoolExecutor(args.jobs, mp_context=get_context("spawn")) as pool:
+    with pool(args.jobs) as processes:
         for seed in args.seeds:
             own, folder = config.model_copy(update={"seed": seed}), place / f"ours-{seed}"
             if (folder / MADE).exists():
                 runs["ours", seed] = kept_run(own, folder)
             else:
                 sha = None if args.dirty else commit()
-                missing["ours", seed] = pool.submit(own_run, own, folder, sha)
+                missing["ours", seed] = processes.submit(own_run, own, folder, sha)
         for seed in args.peer_seeds if args.peer else ():
             folder = place / f"sb3-{seed}"
             if (folder / MADE).exists():
                 runs["sb3", seed] = json.loads((folder / MADE).read_text())
             else:
-                missing["sb3", seed] = pool.submit(
+                missing["sb3", seed] = processes.submit(
                     peer_run, config.env, PEERS[config.algorithm], seed, folder
                 )
         runs |= {job: future.result() for job, future in missing.items()}

@@ -18,13 +18,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from functools import cache
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from benchmarks.pool import pool
 from benchmarks.record import ROOT, commit, versions
 from matplotlib.axes import Axes
 
@@ -221,8 +221,8 @@ def _train_all(configs: Mapping[str, Control], jobs: int) -> Iterator[tuple[str,
         for key, config in configs.items():
             yield key, learn(config)
         return
-    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
-        tasks = {pool.submit(learn, config): key for key, config in configs.items()}
+    with pool(jobs) as processes:
+        tasks = {processes.submit(learn, config): key for key, config in configs.items()}
         for task in as_completed(tasks):
             yield tasks[task], task.result()
 

@@ -15,7 +15,7 @@ from ppolite.config import Adam, Data, parse_recipe
 from ppolite.obs.run_files import write_json
 from ppolite.stages.learner import Learner, step_together
 from ppolite.stages.opening import after_sft, resolve
-from ppolite.stages.rows import Cycle, batches, count_batches, shuffled, split_rows
+from ppolite.stages.rows import WINDOW, Cycle, batches, count_batches, shuffled, split_rows
 from ppolite.stages.seeds import derive_seed
 from ppolite.types import Prompt
 
@@ -40,7 +40,9 @@ def test_a_held_out_prompt_is_looked_at_once() -> None:
     assert len(train) == sum(prompt.text.strip().lower() not in names for prompt in prompts)
 
 
-@pytest.mark.parametrize(("size", "epochs"), [(4, 1.0), (3, 2.0), (4, 1.5), (10, 0.5), (1, 1.0), (99, 2.2)])
+@pytest.mark.parametrize(
+    ("size", "epochs"), [(4, 1.0), (3, 2.0), (9, 1.6), (4, 1.5), (10, 0.5), (1, 1.0), (99, 2.2)]
+)
 def test_batches_are_counted_and_cover_the_items(size: int, epochs: float) -> None:
     items = list(range(10))
     made = list(batches(items, size, epochs, seed=1))
@@ -50,7 +52,7 @@ def test_batches_are_counted_and_cover_the_items(size: int, epochs: float) -> No
     counts = Counter(seen)
     assert all(math.floor(epochs) <= counts[item] <= math.ceil(epochs) for item in items)
     assert made == list(batches(items, size, epochs, seed=1))
-    assert max(len(batch) for batch in made) <= size
+    assert max(len(batch) for batch in made) <= size + (size > 1)
 
 
 def test_passes_are_shuffled_anew() -> None:
@@ -143,6 +145,21 @@ def test_json_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="JSON"):
         write_json(path, {"a": math.nan})
     assert path.read_text() == '{\n "a": 1\n}\n'
+
+
+@pytest.mark.parametrize(
+    ("items", "size", "sizes"),
+    [
+        (10, 3, [3, 3, 4]),
+        (2 * 8 * WINDOW + 1, 16, [16] * (WINDOW - 1) + [17]),
+        (1, 4, [1]),
+        (3, 1, [1, 1, 1]),
+    ],
+)
+def test_no_row_is_left_alone(items: int, size: int, sizes: list[int]) -> None:
+    made = list(batches(list(range(items)), size, 1, seed=0, length=lambda n: n))
+    assert sorted(len(batch) for batch in made) == sizes
+    assert count_batches(items, size, 1) == len(sizes)
 
 
 def test_batches_of_one_length() -> None:
