@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks.record import commit
+from benchmarks.record import commit, machine, versions
 
 from experiments.result import CELLS, load
 from ppolite.config import load_recipe
@@ -62,6 +62,8 @@ def cell(experiment: str, name: str, overrides: list[str], *, seed: int, dirty: 
         "seed": seed,
         "overrides": overrides,
         "commit": sha,
+        "machine": machine() | versions("numpy", "peft"),
+        "recipe": recipe.model_dump(mode="json"),
         "result": result,
         "steps": [row for row in read_metrics(folder) if row["stage"] == "ppo"],
         "eval": evaluate_run(recipe, folder),

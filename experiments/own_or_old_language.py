@@ -5,8 +5,8 @@ The film critic by recipes/film.yaml, four ways to use an answer:
     a2c      learned from once, while fresh
     ppo      learned from in four passes, while fresh: PPO-clip
     stale    the same, two rounds later, with weights π_old/μ
-    old      256 answers of the SFT model, drawn once, learned from again and again with weights π/μ, until the
-             effective sample size of a round falls below the floor; nothing new is drawn
+    old      512 answers of the SFT model, drawn once, learned from in small steps, pass after pass, with weights
+             π/μ, until the effective sample size of a round falls below the floor; nothing new is drawn
 
 The second panel is of `old`: the effective sample size against the distance that the policy has gone from the SFT
 model, which is μ.
@@ -32,9 +32,12 @@ CONDITIONS = {
     "old": [
         "ppo.objective=is",
         "ppo.behaviour=sft",
-        "ppo.sft_samples=256",
+        "ppo.sft_samples=512",
         "ppo.epochs=1",
-        "ppo.steps=32",
+        "ppo.steps=80",
+        "ppo.eval_every=8",
+        "ppo.optim.lr=3e-5",
+        "ppo.optim.schedule=constant",
         "ppo.weight_cap=5",
         "ppo.ess_floor=0.5",
     ],
@@ -43,7 +46,7 @@ LABELS = {
     "a2c": "A2C: fresh, once",
     "ppo": "PPO-clip: fresh, four passes",
     "stale": "PPO-clip: two rounds old, weighted",
-    "old": "weighted gradient: 256 answers of the SFT model",
+    "old": "weighted gradient: 512 answers of the SFT model",
 }
 COLOURS = {"a2c": "#7a7a7a", "ppo": "#2171b5", "stale": "#6baed6", "old": "#d95f02"}
 

@@ -25,7 +25,8 @@ class KL(Section):
     estimator: Literal["k1", "k2", "k3"] = "k1"
     """Per-token estimate from samples: k1 = −log r, k2 = ½ log² r, k3 = r − 1 − log r, with r = π_ref/π_θ."""
     where: Literal["reward", "loss"] = "reward"
-    """In the per-token reward (as in InstructGPT), or as a term of the loss (k2 has KL's gradient there)."""
+    """In the per-token reward (as in InstructGPT), or as a term of the loss (k2 has KL's gradient there,
+    k3 that of the KL the other way round, k1 none, and is refused)."""
 
     @property
     def reaction(self) -> float:

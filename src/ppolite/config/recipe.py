@@ -140,7 +140,8 @@ class Recipe(Section):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """`auto` takes a GPU when there is one."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Of the arithmetic; weights that are trained stay float32. `auto`: bfloat16 where the chip has it."""
+    """Of the arithmetic; weights that are trained stay float32. `auto`: bfloat16 on a GPU that has it, and on
+    CPUs that multiply it faster than float32 (AMX; AMD with AVX512-BF16)."""
     decode_rows: int = Field(default=64, ge=1)
     """Most answers that are generated at once: more of them take more memory, and fewer passes through the model."""
     roles: Literal["shared", "separate"] = "shared"

@@ -70,7 +70,10 @@ class FunctionSource(Judge):
 
 
 class HttpSource(Judge):
-    """A server: `{"prompts": […], "responses": […]}` is posted to it, `{"scores": […]}` comes back."""
+    """A server: `{"prompts": […], "messages": […], "responses": […]}` and `columns` are posted to it.
+
+    `{"scores": […]}` comes back.
+    """
 
     kind: Literal["http"]
     """`http`"""

@@ -514,6 +514,10 @@ def classifier_without_that_label(place: Place) -> Recipe:
     return place.recipe(ppo__rewards=[source], **ONLY_PPO)
 
 
+def reward_model_that_nobody_asks(place: Place) -> Recipe:
+    return place.recipe(ppo__rewards=[{"kind": "length", "max": 4, "weight": 0.1}])
+
+
 PLANTED: dict[Callable[[Place], Recipe], tuple[str, str]] = {
     swapped_columns: ("sft/columns", "fail"),
     prompt_in_the_answer: ("sft/columns", "fail"),
@@ -548,6 +552,7 @@ PLANTED: dict[Callable[[Place], Recipe], tuple[str, str]] = {
     another_reward_model: ("reward model/agreement", "fail"),
     constant_reward_model: ("reward model/scores", "fail"),
     counting_reward_model: ("reward model/length", "warn"),
+    reward_model_that_nobody_asks: ("reward model/asked", "warn"),
     units_of_another_model: ("reward model/units", "warn"),
     start_of_another_split: ("ppo/opens", "fail"),
     start_too_far_away: ("ppo/kl", "warn"),

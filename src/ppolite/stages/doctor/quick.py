@@ -90,6 +90,7 @@ def of_fit(stage: str, trainer: Fits) -> list[Finding]:
         model.split(trainer.trunk, trainer.recipe.trunk.split),
         *chat.examine(trainer.opened, trainer.first),
         lengths(stage, trainer),
+        *([reward.asked(trainer.recipe)] if stage == "reward" else []),
     ]
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
+from ppolite.config import Recipe
 from ppolite.models.roles import Norm
 from ppolite.obs.metrics import pearson, spearman
 from ppolite.stages.doctor.finding import Finding, graded, skipped
@@ -29,6 +30,21 @@ def examine(played: Probe, norm: Norm, *, fresh: bool) -> list[Finding]:
         if fresh and played.own:
             found.append(units(played.scores, norm))
     return found
+
+
+def asked(recipe: Recipe) -> Finding:
+    """Whether PPO will ask the reward model that is trained for it."""
+    name, sources = "reward model/asked", recipe.ppo.rewards if recipe.ppo else ()
+    return graded(
+        name,
+        f"by PPO, alone or among {len(sources)} sources"
+        if recipe.ppo and recipe.ppo.asks_model
+        else f"ppo.rewards lists {len(sources)} sources, and this is none of them"
+        if recipe.ppo
+        else "the recipe has no PPO",
+        "add {kind: model} to ppo.rewards, or leave out the section `reward`",
+        warn=recipe.ppo is not None and not recipe.ppo.asks_model,
+    )
 
 
 def spread(scores: Sequence[float]) -> Finding:
