@@ -11,8 +11,10 @@ python -m experiments.how_far             docs/results/how_far.json, .png
    seeds. 15 runs of 100,000 steps; finished ones are kept in runs/results/how_far.
 
 An offset that is the same for all actions of a state, as −error(s) is at λ = 1, cancels in the policy gradient. So
-`bias2` is of advantages less their mean over the policy's actions; `offset2` is the mean square of what that leaves
-out. Left out: an error of the critic that depends on the λ it was trained with, as it does in practice.
+`bias2`, `mse` and `best_lambda_of_n` are of advantages less their mean over the policy's actions; `offset2` is the mean
+square of what that leaves out, and `best_lambda_whole_of_n` counts it.
+
+Left out: an error of the critic that depends on the λ it was trained with, as it does in practice.
 """
 
 from __future__ import annotations
@@ -45,6 +47,7 @@ BIAS, VARIANCE, ERROR = "#d55e00", "#0072b2", "#222222"
 QUIET = "#666666"
 PASS_COLOURS = ("#d55e00", "#e69f00", "#009e73")
 UNIT = 1e-3
+SHARED = "less what all actions of a state share"
 SHADES = ("#b8b8b8", "#56b4e9", "#009e73", "#e69f00", "#cc79a7")
 
 
@@ -209,14 +212,22 @@ def estimates(chain: Corridor) -> dict[str, Any]:
             row["bias2_exact"] = _squares(chain, exact_bias(chain, values_S, lam), counts_SA)["bias2"]
             row["mse"] = row["bias2"] + row["variance"] / VISITS
             rows.append(row)
-        best = {n: _best(rows, n) for n in (1, 5, VISITS, 100, 1000)}
-        rmse = float(np.sqrt(np.mean(np.square(values_S - v_S))))
-        found[name] = {"critic_rmse": rmse, "by_lambda": rows, "best_lambda_of_n": best}
+        best, whole = (
+            {n: _best(rows, n, parts) for n in (1, 5, VISITS, 100, 1000)}
+            for parts in (("bias2",), ("bias2", "offset2"))
+        )
+        found[name] = {
+            "critic_rmse": float(np.sqrt(np.mean(np.square(values_S - v_S)))),
+            "by_lambda": rows,
+            "best_lambda_of_n": best,
+            "best_lambda_whole_of_n": whole,
+        }
     return {"truth": truth, "critics": found}
 
 
-def _best(rows: list[dict[str, float]], n: int) -> float:
-    return min(rows, key=lambda row: row["bias2"] + row["variance"] / n)["lam"]
+def _best(rows: list[dict[str, float]], n: int, parts: tuple[str, ...]) -> float:
+    """Of the mean of n estimates, whose squared bias is the sum of `parts`."""
+    return min(rows, key=lambda row: sum(row[part] for part in parts) + row["variance"] / n)["lam"]
 
 
 def wanted(options: argparse.Namespace) -> dict[str, Control]:
@@ -286,7 +297,7 @@ def _squared_error(axes: Axes, rows: list[dict[str, float]], colour: str, label:
     axes.plot(lams, mse, "o-", color=colour, label=label, markersize=4, linewidth=2)
     least = int(np.argmin(mse))
     axes.plot(lams[least], mse[least], "o", markersize=12, markerfacecolor="none", color=colour)
-    axes.set(xlabel="λ", ylabel=f"mean of {VISITS} estimates, 10⁻³ reward²", ylim=(0, None))
+    axes.set(xlabel="λ", ylabel=f"{SHARED}; mean of {VISITS}, 10⁻³ reward²", ylim=(0, None))
 
 
 def _curves(axes: Axes, part2: dict[str, Any], seeds: int) -> None:

@@ -90,6 +90,9 @@ def main() -> None:
             f"judge {told['judge_before']:+.3f} → {told['judge_after']:+.3f}   {told['kl_ref_seq']:6.2f} nats   "
             f"distinct-2 {told['distinct2_after']:.3f}   length {told['length_after']:.1f}"
         )
+    if list(cells) != list(CONDITIONS):
+        print("with --only nothing goes into docs/results: it would be a part in the place of the whole")
+        return
     write(
         "leash",
         config={

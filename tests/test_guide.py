@@ -233,6 +233,15 @@ def test_a_chapter_has_its_parts(page: Path) -> None:
     assert re.search(r"^## (What people get wrong|.*误)", rest, re.MULTILINE)
 
 
+@pytest.mark.parametrize("folder", [GUIDE, GUIDE / "zh"], ids=["en", "zh"])
+def test_every_figure_is_shown(folder: Path) -> None:
+    """What an experiment draws and no chapter shows, nobody sees."""
+    pages = "".join(page.read_text(encoding="utf-8") for page in folder.glob("*.md"))
+    figures = sorted(path.name for path in (ROOT / "docs" / "results").glob("*.png"))
+    assert figures
+    assert [name for name in figures if f"docs/results/{name})" not in pages] == []
+
+
 def test_both_languages_have_every_chapter() -> None:
     english = {page.name for page in GUIDE.glob("*.md")}
     assert english == {page.name for page in (GUIDE / "zh").glob("*.md")}

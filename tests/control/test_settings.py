@@ -121,6 +121,8 @@ CASES: dict[str, Case] = {
     "value_clip": Case(1e-4),
     "entropy_coef": Case(0.5),
     "clip": Case(1e-3, lambda a, b: sum(b.column("policy/clip_fraction")) > sum(a.column("policy/clip_fraction"))),
+    "clip_high": Case(0.5, less("policy/clip_fraction"), given={"clip": 1e-3}),
+    "dual_clip": Case(1.0001, lambda a, b: less("policy/clip_fraction")(b, a), given={"clip": 0.9}),
     "clip_schedule": Case("linear", lambda a, b: b.column("policy/clip")[-1] < b.column("policy/clip")[0] == 0.2),
     "beta": Case(50.0, less("kl/old_step"), given=KL),
     "kl_target": Case(1e9, lambda a, b: b.column("penalty/beta")[-1] == 2**-4, given=KL),

@@ -161,6 +161,37 @@ def test_kl_penalty_by_hand():
     assert set(diagnostics) == {"approx_kl", "ratio_mean", "ratio_max"}
 
 
+@given(
+    rows=st.integers(1, 3),
+    columns=st.integers(1, 6),
+    seed=st.integers(0, 9999),
+    beta=st.floats(0, 4),
+    stale=st.booleans(),
+)
+def test_kl_penalty_from_samples_against_a_loop(rows, columns, seed, beta, stale):
+    """−w ρ A + β w (ρ − 1 − log ρ), token by token, and its derivative in log π: w (β (ρ − 1) − ρ A)."""
+    g = torch.Generator().manual_seed(seed)
+    new, old, advantages, log_w = torch.randn(4, rows, columns, generator=g, dtype=torch.float64)
+    mask = torch.rand(rows, columns, generator=g) < 0.7
+    mask[0, 0] = True
+    total, slopes, count = 0.0, torch.zeros_like(new), int(mask.sum())
+    for b in range(rows):
+        for t in range(columns):
+            if mask[b, t]:
+                log_ratio = float(new[b, t] - old[b, t])
+                rho, a = math.exp(log_ratio), float(advantages[b, t])
+                w = math.exp(float(log_w[b, t])) if stale else 1.0
+                total += -w * rho * a + beta * w * (rho - 1 - log_ratio)
+                slopes[b, t] = w * (beta * (rho - 1) - rho * a) / count
+    hidden = [torch.where(mask, x, NAN) for x in (new, old, advantages, log_w.exp())]
+    logprobs = hidden[0].requires_grad_()
+    weights = hidden[3] if stale else None
+    loss, _ = kl_penalty_loss(logprobs, *hidden[1:3], mask, beta=beta, behaviour_weights_BR=weights)
+    loss.backward()
+    assert loss.item() == pytest.approx(total / count, rel=1e-10, abs=1e-10)
+    torch.testing.assert_close(logprobs.grad, slopes, rtol=1e-10, atol=1e-10)
+
+
 def test_kl_penalty_gradient_is_that_of_the_kl():
     """Over samples of π_old, enumerated: β ∇ KL(π_old‖π) = β (π − π_old) in the logits."""
     old = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)

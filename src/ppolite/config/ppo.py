@@ -82,8 +82,15 @@ class PPO(Section):
     (A2C); or the policy gradient with importance weights π/μ."""
     clip: float | None = Field(default=None, gt=0, lt=1)
     """PPO-clip's ε; 0.2 when empty."""
+    clip_high: float | None = Field(default=None, gt=0)
+    """PPO-clip's ε above, where the ratio may rise further than it may fall (DAPO); that of `clip` when empty."""
+    dual_clip: float | None = Field(default=None, gt=1)
+    """PPO-clip: where A < 0, a ratio counts at most this much, so that no token rules an update; empty: in full."""
+    penalty_beta: float | None = Field(default=None, gt=0)
+    """PPO-KL's β: fixed, or with a `penalty_target` where it starts; when empty it starts at 1 and is steered."""
     penalty_target: float | None = Field(default=None, gt=0)
-    """PPO-KL's target for KL(π_old‖π), nats per token; 0.01 when empty."""
+    """PPO-KL's target for KL(π_old‖π), nats per token, that β is doubled and halved towards after each round; 0.01 when
+    empty, unless `penalty_beta` fixes β."""
     behaviour: Literal["fresh", "stale", "sft"] = "fresh"
     """Who draws the rollouts, μ: the policy as it is, as it was some steps ago, or the SFT model, whose samples are
     drawn once, kept in RUN/rollouts and learned from again and again."""
@@ -154,6 +161,11 @@ class PPO(Section):
     @property
     def critic_start(self) -> Literal["reward", "zero"]:
         return self.critic_init or ("reward" if self.asks_model and self.critic_body == "own" else "zero")
+
+    @property
+    def steers_penalty(self) -> bool:
+        """Whether PPO-KL's β follows its target, or is fixed."""
+        return self.penalty_target is not None or self.penalty_beta is None
 
     @property
     def value_weight(self) -> float:
@@ -275,6 +287,9 @@ class PPO(Section):
         weighted = self.objective == "is" or self.behaviour != "fresh"
         needs = {
             "clip": (self.objective == "clip", "objective: clip"),
+            "clip_high": (self.objective == "clip", "objective: clip"),
+            "dual_clip": (self.objective == "clip", "objective: clip"),
+            "penalty_beta": (self.objective == "kl", "objective: kl"),
             "penalty_target": (self.objective == "kl", "objective: kl"),
             "stale_steps": (self.behaviour == "stale", "behaviour: stale"),
             "sft_samples": (self.behaviour == "sft", "behaviour: sft"),

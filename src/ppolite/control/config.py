@@ -50,7 +50,14 @@ DEFAULTS: dict[Algorithm, dict[str, Any]] = {
 }
 """What an algorithm wants when the recipe says nothing."""
 
-OWN = {"clip": "ppo-clip", "beta": "ppo-kl", "kl_target": "ppo-kl", "max_weight": "is-pg"}
+OWN = {
+    "clip": "ppo-clip",
+    "clip_high": "ppo-clip",
+    "dual_clip": "ppo-clip",
+    "beta": "ppo-kl",
+    "kl_target": "ppo-kl",
+    "max_weight": "is-pg",
+}
 """Settings that one algorithm alone has."""
 
 
@@ -155,8 +162,12 @@ class Control(Section):
     """Weight of the entropy in the loss."""
     clip: float | None = Field(default=None, gt=0, lt=1)
     """ppo-clip: ε at the start."""
+    clip_high: float | None = Field(default=None, gt=0)
+    """ppo-clip: ε above, where the ratio may rise further than it may fall; that of `clip` when empty."""
+    dual_clip: float | None = Field(default=None, gt=1)
+    """ppo-clip: where A < 0, a ratio counts at most this much; empty: in full."""
     clip_schedule: Literal["constant", "linear"] = "constant"
-    """ppo-clip: `linear` lets ε fall to 0 at the end of the run."""
+    """ppo-clip: `linear` lets ε, above and below, fall to 0 at the end of the run."""
     beta: float | None = Field(default=None, ge=0)
     """ppo-kl: weight of KL(π_old‖π_θ), at the start when there is a target."""
     kl_target: float | None = Field(default=None, gt=0)

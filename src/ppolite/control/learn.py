@@ -36,14 +36,16 @@ class Learner:
         self.order = torch.Generator().manual_seed(seed)
         self.beta = config.beta or 0.0
         self.penalty = AdaptivePenalty(self.beta, config.kl_target) if config.kl_target else None
-        self.clip = config.clip or 0.0
+        self.clip, self.clip_high = config.clip or 0.0, config.clip_high
         self.lr = config.optim.lr
 
     def learn(self, batch: Batch, left: float) -> list[Figures]:
         """All updates of one round, when the share `left` of the run is still to come. Their diagnostics."""
         c, agent = self.config, self.agent
         self.lr = c.optim.lr * (left if c.optim.schedule == "linear" else 1.0)
-        self.clip = (c.clip or 0.0) * (left if c.clip_schedule == "linear" else 1.0)
+        narrowed = left if c.clip_schedule == "linear" else 1.0
+        self.clip = (c.clip or 0.0) * narrowed
+        self.clip_high = None if c.clip_high is None else c.clip_high * narrowed
         updates: list[Figures] = []
         for part in batch.parts(c.epochs, c.minibatches, self.order, normalise=c.normalise_advantages):
             done = agent.forward(part.obs_MD)
@@ -79,7 +81,9 @@ class Learner:
         if self.config.algorithm == "ppo-kl":
             kl_M = dist.kl(part.params_MP, params_MP)
             return kl_penalty_loss(*args, beta=self.beta, kl_BR=kl_M, denom=size)
-        return clip_loss(*args, clip=self.clip, denom=size)
+        return clip_loss(
+            *args, clip=self.clip, clip_high=self.clip_high, dual_clip=self.config.dual_clip, denom=size
+        )
 
     def critic_loss(self, part: Batch, values_M: Tensor) -> Tensor:
         clip, size = self.config.value_clip, len(part.mask_M)

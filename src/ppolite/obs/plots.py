@@ -37,7 +37,11 @@ PPO_PANELS: list[Panel] = [
     ("explained variance of the critic", [("value/explained_variance", "train", TRAIN)]),
     (
         "effective sample size, share of a round",
-        [("ess/share", "π against μ, before the step", TRAIN), ("ess/worn", "worn out", "#d9730d")],
+        [
+            ("ess/share", "π against μ, before the step", TRAIN),
+            ("ess/update", "in its updates", HELDOUT),
+            ("ess/worn", "worn out", "#d9730d"),
+        ],
     ),
     ("KL(μ‖π), nats a token", [("kl/behaviour_token", "train", TRAIN)]),
 ]

@@ -1,7 +1,7 @@
 """What the policy climbs: the recipe's objective on some rows, its importance weights, the leash in the loss.
 
     objective    loss a token                                     policies in it
-    clip         −w min(ρ A, clip(ρ, 1 − ε, 1 + ε) A)             ρ = π/π_old ; w = π_old/μ
+    clip         −w min(ρ A, clip(ρ, 1 − ε, 1 + ε⁺) A)            ρ = π/π_old ; w = π_old/μ
     kl           −w ρ A + β w k3(π_old‖π)                         ρ = π/π_old ; w = π_old/μ
     a2c          −A log π                                         one update on fresh rollouts
     is           −w A log π                                       w = π/μ, anew at every update
@@ -32,7 +32,13 @@ _SURROGATE = {
     "ratio_mean": "policy/ratio_mean",
     "ratio_max": "policy/ratio_max",
 }
-_WEIGHTED = {"weight_mean": "weight/mean", "weight_max": "weight/max", "clip_fraction": "weight/capped_share"}
+_WEIGHTED = {
+    "weight_mean": "weight/mean",
+    "weight_max": "weight/max",
+    "clip_fraction": "weight/capped_share",
+    "ess": "ess/update",
+}
+"""`ess/update`: of each micro-batch, so for a whole minibatch an upper bound."""
 
 
 def policy_loss(
@@ -52,7 +58,12 @@ def policy_loss(
     match config.objective:
         case "clip":
             loss, figures = clip_loss(
-                *surrogate, clip=config.clip or 0.2, behaviour_weights_BR=weights_BR, denom=denom
+                *surrogate,
+                clip=config.clip or 0.2,
+                clip_high=config.clip_high,
+                dual_clip=config.dual_clip,
+                behaviour_weights_BR=weights_BR,
+                denom=denom,
             )
         case "kl":
             loss, figures = kl_penalty_loss(

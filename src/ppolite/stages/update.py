@@ -50,8 +50,17 @@ class Updates:
         updates = config.steps * config.epochs * config.minibatches
         self.policy = Learner(roles.policy.trained(), config.optim, updates)
         self.critic = Learner(roles.critic.trained(), config.critic, updates)
-        self.penalty = AdaptivePenalty(1.0, config.penalty_target or 0.01)
+        self.penalty = (
+            AdaptivePenalty(config.penalty_beta or 1.0, config.penalty_target or 0.01)
+            if config.steers_penalty
+            else None
+        )
         self.fitting = Fitting(config.optim.micro_batch_tokens)
+
+    @property
+    def beta(self) -> float:
+        """PPO-KL's, as it is now."""
+        return self.penalty.beta if self.penalty else self.config.penalty_beta or 0.0
 
     def run(self, experience: Experience, seqs: Sequences, *, round_: int, leash: float) -> Metrics:
         """All updates of a round. Metrics are means over those that were not skipped.
@@ -75,8 +84,8 @@ class Updates:
         explained = explained_variance(experience.values_BR, experience.returns_BR, experience.mask_BR)
         metrics |= {"value/explained_variance": float(explained), "update/skipped": self.skips.total}
         if self.config.objective == "kl":
-            metrics["penalty/beta"] = self.penalty.beta
-            if rows:
+            metrics["penalty/beta"] = self.beta
+            if self.penalty is not None and rows:
                 # The paper's rule looks at the KL that the finished update has caused, not at its mean on the way.
                 new_BR = policy_logprobs(self.roles, seqs, self.config)
                 d = mean_of_all(float(update_kl(new_BR, experience)), experience.mask_BR.sum())
@@ -120,9 +129,7 @@ class Updates:
             batch, known = seqs.select(micro), experience.select(micro)
             hidden_ND = self.roles.policy.response_hidden(batch)
             logp_BR, _ = self.roles.policy.logprobs(batch, config.temperature, hidden_ND=hidden_ND)
-            loss, figures = policy_loss(
-                logp_BR, known, config, penalty=self.penalty.beta, leash=leash, denom=denom
-            )
+            loss, figures = policy_loss(logp_BR, known, config, penalty=self.beta, leash=leash, denom=denom)
             if not self.roles.critic.borrows:  # before the critic's pass: what it keeps is let go
                 loss.backward()
                 hidden_ND = None
@@ -152,7 +159,7 @@ class Updates:
         return {
             "policy": {"weights": self.roles.policy.trained_by_name(), "learner": self.policy.state()},
             "critic": {"weights": self.roles.critic.trained_by_name(), "learner": self.critic.state()},
-            "penalty": self.penalty.state_dict(),
+            "penalty": self.penalty.state_dict() if self.penalty else {},
             "fitting": self.fitting.state(),
         }
 
@@ -169,7 +176,8 @@ class Updates:
         ):  # fmt: skip
             put_weights(body, state[name]["weights"])
             learner.restore_moments(state[name]["learner"])
-        self.penalty.load_state_dict(state["penalty"])
+        if self.penalty and state["penalty"]:
+            self.penalty.load_state_dict(state["penalty"])
 
 
 def _readable(experience: Experience, rows: list[int], figures: Metrics) -> dict[str, Any]:
