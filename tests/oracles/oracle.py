@@ -50,11 +50,10 @@ def against(by: str, *functions: Any, dtypes: tuple[torch.dtype, ...] = BOTH, no
     return mark
 
 
-def agree(ours: Any, theirs: Any, dtype: torch.dtype, *, scale: float = 1.0) -> None:
-    """|ours − theirs| within `TOLERANCE[dtype]` of the largest number at hand.
+def agree(ours: Any, theirs: Any, dtype: torch.dtype, *, scale: float = 0.0) -> None:
+    """|ours − theirs| within `TOLERANCE[dtype]` of the largest of theirs.
 
-    That is the largest of theirs, or `scale`, the size of the arguments: what cancellation leaves of two
-    numbers near 1 keeps their rounding.
+    `scale` is for what cancels: of two numbers of that size what is left keeps their rounding.
     """
     if isinstance(ours, Tensor):
         assert ours.dtype == dtype, f"ours is {ours.dtype}"
