@@ -62,7 +62,7 @@ def kl_estimate(logp: Tensor, logq: Tensor, kind: Estimator) -> Tensor:
 
 
 def categorical_kl(logp_NV: Tensor, logq_NV: Tensor) -> Tensor:
-    """KL(p‖q) = Σ_v p_v (log p_v − log q_v), nats. [..., V] normalised log-probs → [...].
+    """KL(p‖q) = Σ_v p_v (log p_v − log q_v), nats (Cover & Thomas 2006, §2.3). [..., V] normalised log-probs → [...].
 
     A choice with p_v = 0 adds nothing; one with q_v = 0 < p_v makes it infinite.
     """
@@ -71,7 +71,7 @@ def categorical_kl(logp_NV: Tensor, logq_NV: Tensor) -> Tensor:
 
 
 def categorical_entropy(logp_NV: Tensor) -> Tensor:
-    """H(p) = −Σ_v p_v log p_v, nats, 0 … log V. [..., V] normalised log-probs → [...]."""
+    """H(p) = −Σ_v p_v log p_v, nats, 0 … log V (Cover & Thomas 2006, §2.1). [..., V] normalised log-probs → [...]."""
     return -(logp_NV.exp() * logp_NV.masked_fill(logp_NV == -math.inf, 0)).sum(-1)
 
 
@@ -80,7 +80,8 @@ def gaussian_kl(mean_p_NA: Tensor, log_std_p_NA: Tensor, mean_q_NA: Tensor, log_
 
         log σ_q − log σ_p + (σ_p² + (μ_p − μ_q)²) / (2 σ_q²) − ½
 
-    [..., A] → [...]; a log σ of [A], the same in every state, is broadcast.
+    the relative entropy of Cover & Thomas 2006, §8.5, between normal densities. [..., A] → [...]; a log σ of [A],
+    the same in every state, is broadcast.
     """
     x_NA = 2 * (log_std_p_NA - log_std_q_NA)  # σ_p²/σ_q² = eˣ; expm1, or a small step loses its digits
     distance_NA = (mean_p_NA - mean_q_NA) * torch.exp(-log_std_q_NA)
@@ -88,7 +89,10 @@ def gaussian_kl(mean_p_NA: Tensor, log_std_p_NA: Tensor, mean_q_NA: Tensor, log_
 
 
 def gaussian_entropy(log_std_NA: Tensor) -> Tensor:
-    """H = Σ_a (log σ_a + ½ log 2πe), nats, of a diagonal Gaussian; below 0 for a narrow one. [..., A] → [...]."""
+    """H = Σ_a (log σ_a + ½ log 2πe), nats, of a diagonal Gaussian (Cover & Thomas 2006, §8.1). [..., A] → [...].
+
+    Below 0 for a narrow one.
+    """
     return (log_std_NA + (_LOG_2PI + 1) / 2).sum(-1)
 
 
@@ -124,7 +128,8 @@ class AdaptiveLeash:
 
         β ← β (1 + clip(KL / target − 1, −0.2, 0.2) · n / horizon)
 
-    for n sequences whose mean KL was measured. `horizon` is in sequences: β moves by at most 20 % in that
+    for n sequences whose mean KL was measured; the paper writes a constant 0.1 where the code that was released
+    with it has n / horizon. `horizon` is in sequences: β moves by at most 20 % in that
     many.
     """
 

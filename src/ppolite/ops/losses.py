@@ -177,7 +177,7 @@ def value_loss(
 
 
 def explained_variance(values_BR: Tensor, returns_BR: Tensor, mask_BR: Tensor) -> Tensor:
-    """1 − Var(R − V) / Var(R) over the whole mask. Scalar.
+    """1 − Var(R − V) / Var(R) over the whole mask, [B, R] each (as OpenAI Baselines has it). Scalar.
 
     1 for a perfect critic, 0 for one that knows the mean only, negative for a worse one; NaN when the returns
     do not vary. With V from before the update it is the critic's forecast of returns it has not learned from.
