@@ -3,7 +3,7 @@
     runs/results/film-SEED/            sft/, reward/ of recipes/film.yaml
     runs/results/NAME/CELL-SEED/       a run folder with the same sft/ and reward/, its own policy/, and cell.json
 
-A cell that has its cell.json is finished and is not run again; it holds the commit that it was run at.
+A cell that has its cell.json is finished and is not run again; it holds the commit and the machine that it was run at.
 """
 
 from __future__ import annotations
@@ -44,13 +44,15 @@ def base(seed: int) -> Path:
 def cell(experiment: str, name: str, overrides: list[str], *, seed: int, dirty: bool) -> dict[str, Any]:
     """PPO with the film recipe's settings but `overrides`: settings, the log of its steps, the evaluation."""
     folder = CELLS / experiment / f"{name}-{seed}"
+    sha = None if dirty else commit()
     if (folder / "cell.json").exists():
         made = load(folder / "cell.json")
         if made["overrides"] != overrides or (made["commit"] is None and not dirty):
             sys.exit(f"{folder}: was made with other settings, or by uncommitted code; delete it")
+        if made["commit"] != sha:
+            print(f"{folder}: kept as it was made, at {made['commit']}", flush=True)
         return made
     print(f"{experiment}: {name}, seed {seed}", flush=True)
-    sha = None if dirty else commit()
     recipe = load_recipe(RECIPE, [f"seed={seed}", *overrides])
     shutil.rmtree(folder, ignore_errors=True)  # what was begun is of settings and code that nobody has noted
     source = base(seed)
