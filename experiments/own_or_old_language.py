@@ -53,8 +53,12 @@ COLOURS = {"a2c": "#7a7a7a", "ppo": "#2171b5", "stale": "#6baed6", "old": "#d95f
 
 def drawn(made: dict[str, Any]) -> list[tuple[float, float]]:
     """Answers drawn so far and held-out score, from the untrained policy on."""
-    start = [(0.0, row["heldout/score"]) for row in made["steps"] if row["step"] == 0]
-    return start + [(x, y) for x, y in column(made, "samples/drawn", "heldout/score")]
+    looks = [(x, y) for x, y in column(made, "samples/drawn", "heldout/score")]
+    before = (
+        looks[0][0] if "ppo.behaviour=sft" in made["overrides"] else 0.0
+    )  # all it has is drawn at the start
+    start = [(before, row["heldout/score"]) for row in made["steps"] if row["step"] == 0]
+    return start + looks
 
 
 def draw(cells: dict[str, dict[str, Any]]) -> Figure:
@@ -73,12 +77,12 @@ def draw(cells: dict[str, dict[str, Any]]) -> Figure:
         left.set_xlabel("answers drawn")
         left.set_ylabel("held-out score (reward model)")
         left.legend(fontsize=8, loc="upper left")
-        left.set_ylim(top=3.4)
+        left.set_ylim(top=3.9)
         if "old" in cells:
             points = column(cells["old"], "kl/behaviour_token", "ess/share")
             right.plot(*zip(*points, strict=True), color=COLOURS["old"], marker="o", ms=3.5, lw=1.2)
             right.axhline(0.5, color="#b0b0b0", lw=1, ls="--")
-            right.annotate("floor: here the run stops", (right.get_xlim()[1], 0.51), ha="right", fontsize=8)
+            right.annotate("floor: here the run stops", (0, 0.51), fontsize=8)
         right.set_ylim(0, 1.03)
         right.set_title("what the SFT model's answers are worth", loc="left")
         right.set_xlabel("KL(μ‖π), nats a token")
