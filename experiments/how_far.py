@@ -304,7 +304,7 @@ def _curves(axes: Axes, part2: dict[str, Any], seeds: int) -> None:
     for colour, (lam, found) in zip(SHADES, part2.items(), strict=True):
         training.plot_curve(axes, found, colour, f"λ = {lam}")
     axes.set(xlabel="environment steps, thousands", ylabel="return of training episodes", ylim=(0, 510))
-    axes.set_title("CartPole: one step ahead is not enough\n", loc="left", fontweight="bold")
+    axes.set_title("CartPole: who looks far learns sooner\n", loc="left", fontweight="bold")
     told = f"ppo-clip, mean ± standard error of {seeds} seeds"
     axes.text(0, 1.02, told, transform=axes.transAxes, color=QUIET)
     axes.legend(loc="lower right")
