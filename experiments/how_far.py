@@ -275,7 +275,7 @@ def _parts(axes: Axes, found: dict[str, Any], title: str) -> None:
     _squared_error(axes, rows, ERROR, "squared error, their sum")
     axes.set_title(f"{title}\n", loc="left", fontweight="bold")
     axes.text(
-        0, 1.02, f"V off by {found['critic_rmse']:.2f} (prize 1)", transform=axes.transAxes, color=QUIET
+        0, 1.02, f"V off by {found['critic_rmse']:.2f}; {SHARED}", transform=axes.transAxes, color=QUIET
     )
     axes.legend(loc="center left")
 
@@ -286,7 +286,7 @@ def _learning_critic(axes: Axes, critics: dict[str, Any]) -> None:
         label = f"{passes} passes (V off by {found['critic_rmse']:.2f})"
         _squared_error(axes, found["by_lambda"], colour, label)
     axes.set_title("The more a critic has learned, the nearer\n", loc="left", fontweight="bold")
-    axes.text(0, 1.02, "squared error with critics that TD(0) taught", transform=axes.transAxes, color=QUIET)
+    axes.text(0, 1.02, f"critics that TD(0) taught; {SHARED}", transform=axes.transAxes, color=QUIET)
     axes.legend(loc="center left")
 
 
@@ -297,7 +297,7 @@ def _squared_error(axes: Axes, rows: list[dict[str, float]], colour: str, label:
     axes.plot(lams, mse, "o-", color=colour, label=label, markersize=4, linewidth=2)
     least = int(np.argmin(mse))
     axes.plot(lams[least], mse[least], "o", markersize=12, markerfacecolor="none", color=colour)
-    axes.set(xlabel="λ", ylabel=f"{SHARED}; mean of {VISITS}, 10⁻³ reward²", ylim=(0, None))
+    axes.set(xlabel="λ", ylabel=f"mean of {VISITS} estimates, 10⁻³ reward²", ylim=(0, None))
 
 
 def _curves(axes: Axes, part2: dict[str, Any], seeds: int) -> None:
