@@ -8,7 +8,6 @@ A cell that has its cell.json is finished and is not run again; it holds the com
 
 from __future__ import annotations
 
-import json
 import shutil
 import sys
 from pathlib import Path
@@ -19,6 +18,7 @@ from benchmarks.record import commit, machine, versions
 from experiments.result import CELLS, load
 from ppolite.config import load_recipe
 from ppolite.obs.report import write_report
+from ppolite.obs.run_files import write_json
 from ppolite.obs.sinks import read_metrics
 from ppolite.stages.evaluate import evaluate_run
 from ppolite.stages.run import check_unchanged, finished_stages, run_stage
@@ -71,7 +71,7 @@ def cell(experiment: str, name: str, overrides: list[str], *, seed: int, dirty: 
         "eval": evaluate_run(recipe, folder),
     }
     write_report(folder)
-    (folder / "cell.json").write_text(json.dumps(made, ensure_ascii=False), encoding="utf-8")
+    write_json(folder / "cell.json", made)
     return made
 
 

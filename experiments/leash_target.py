@@ -32,7 +32,7 @@ OVERRIDES = [
     "ppo.eval_every=4",
     "ppo.max_kl=8",
 ]
-"""What recipes/film_kl.yaml has otherwise than recipes/film.yaml."""
+"""What PPO has otherwise in recipes/film_kl.yaml than in recipes/film.yaml."""
 
 
 def settled(made: dict[str, Any], key: str) -> float:

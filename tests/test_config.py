@@ -102,6 +102,7 @@ def test_a_recipe_cannot_be_changed() -> None:
         ({"ppo": {"prompts": DATA, "penalty_target": 0.1}}, "ppo: objective is `clip`"),
         ({"ppo": {"prompts": DATA, "penalty_beta": 2.0}}, "have no `penalty_beta`; remove it or set objective: kl"),
         ({"ppo": {"prompts": DATA, "objective": "kl", "dual_clip": 3.0}}, "no `dual_clip`; remove it or set objective"),
+        ({"ppo": {"prompts": DATA, "clip": 0.3, "clip_high": 0.28}}, "ppo: clip_high (0.28) is below clip (0.3)"),
         ({"ppo": {"prompts": DATA, "dual_clip": 1.0}}, "`ppo.dual_clip` is 1.0; input should be greater than 1"),
         ({"ppo": {**A2C, "epochs": 4}}, "learns once from fresh rollouts, but epochs is 4 and minibatches 1"),
         ({"ppo": {**A2C, "behaviour": "stale"}}, "fresh rollouts only, but behaviour is `stale`; set objective: is"),

@@ -121,6 +121,11 @@ def test_schedules_fall_to_zero_with_the_run() -> None:
         assert learner.lr == pytest.approx(0.01 * left)
         assert learner.clip == pytest.approx(0.4 * left)
         assert learner.settings() == {"lr": learner.lr, "policy/clip": learner.clip}
+    learner, batch, _ = made("ppo-clip", clip_schedule="linear", clip=0.2, clip_high=0.4)
+    learner.learn(batch, left=0.25)
+    assert learner.settings() == pytest.approx(
+        {"lr": learner.lr, "policy/clip": 0.05, "policy/clip_high": 0.1}
+    )
     learner, batch, _ = made("ppo-clip", optim={"lr": 0.01, "schedule": "constant"})
     learner.learn(batch, left=0.25)
     assert (learner.lr, learner.clip) == (0.01, 0.2)

@@ -158,7 +158,7 @@ def test_on_the_policys_own_data_weights_are_one(kind):
     weighted, diagnostics = importance_weighted_loss(logprobs, logprobs, advantages, mask, kind=kind)
     torch.testing.assert_close(weighted, policy_gradient_loss(logprobs, advantages, mask)[0])
     assert {k: v.item() for k, v in diagnostics.items()} == pytest.approx(
-        {"weight_mean": 1, "weight_max": 1, "ess": 1, "clip_fraction": 0, "approx_kl": 0}
+        {"weight_mean": 1, "weight_square": 1, "weight_max": 1, "ess": 1, "clip_fraction": 0, "approx_kl": 0}
     )
 
 
@@ -180,6 +180,8 @@ def test_effective_sample_size_is_that_of_the_weights_in_use(kind):
     ]
     _, diagnostics = importance_weighted_loss(logprobs, behaviour, logprobs, behaviour == 0, kind=kind)
     assert diagnostics["ess"].item() == pytest.approx(sum(w) ** 2 / sum(x * x for x in w) / 6)
+    mean, square = (diagnostics[key].item() for key in ("weight_mean", "weight_square"))
+    assert mean**2 / square == pytest.approx(diagnostics["ess"].item())
     assert diagnostics["weight_max"].item() == pytest.approx(4)
     assert diagnostics["weight_mean"].item() == pytest.approx(sum(w) / 6)
 

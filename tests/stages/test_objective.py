@@ -225,7 +225,7 @@ def test_each_policy_has_its_own_ratio() -> None:
     assert figures["weight/mean"] == pytest.approx(sum(v) / 3, rel=1e-6)
     assert figures["weight/max"] == pytest.approx(v[0])
     assert figures["weight/capped_share"] == 0
-    assert figures["ess/update"] == pytest.approx(sum(v) ** 2 / sum(x**2 for x in v) / 3, rel=1e-5)
+    assert figures["weight/square"] == pytest.approx(sum(x**2 for x in v) / 3, rel=1e-5)
     assert figures["kl/old_token"] == pytest.approx((w[0] * k3[0] + k3[1]) / 3, rel=1e-5)
     assert float(update_kl(NEW, stale)) == pytest.approx((w[0] * k3[0] + k3[1]) / 3, rel=1e-5)
 

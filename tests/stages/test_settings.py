@@ -335,7 +335,10 @@ CASES: dict[str, Case] = {
     "ppo.clip_high": Case("ppo", 0.5, lower("policy/clip_fraction"), given={"ppo.clip": 0.01}),
     "ppo.dual_clip": Case("ppo", 1.001, lambda a, b: lower("policy/clip_fraction")(b, a), given={"ppo.clip": 0.9}),
     "ppo.penalty_beta": Case("ppo", 8.0, lambda a, b: set(b.column("penalty/beta")) == {8.0}, given=OBJECTIVE),
-    "ppo.penalty_target": Case("ppo", 1e9, differs("penalty/beta"), given=OBJECTIVE),
+    "ppo.penalty_target": Case(
+        "ppo", 1e9, lambda a, b: (a.column("penalty/beta"), b.column("penalty/beta")) == ([8.0, 8.0], [8.0, 4.0]),
+        given={**OBJECTIVE, "ppo.penalty_beta": 8.0},
+    ),
     "ppo.behaviour": Case("ppo", "sft", lambda a, b: bool(b.column("ess/share")) and a.moved != b.moved),
     "ppo.stale_steps": Case(
         "ppo", 2, lambda a, b: b.column("samples/drawn")[0] == 48 and a.moved != b.moved,

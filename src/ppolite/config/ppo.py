@@ -78,19 +78,19 @@ class PPO(Section):
     minibatches: int = Field(default=2, ge=1)
     """Updates in one pass."""
     objective: Literal["clip", "kl", "a2c", "is"] = "clip"
-    """PPO-clip; PPO with an adaptive penalty on KL(π_old‖π); the plain policy gradient, one update on fresh rollouts
-    (A2C); or the policy gradient with importance weights π/μ."""
+    """PPO-clip; PPO with a penalty on KL(π_old‖π), adaptive or fixed; the plain policy gradient, one update on fresh
+    rollouts (A2C); or the policy gradient with importance weights π/μ."""
     clip: float | None = Field(default=None, gt=0, lt=1)
     """PPO-clip's ε; 0.2 when empty."""
     clip_high: float | None = Field(default=None, gt=0)
-    """PPO-clip's ε above, where the ratio may rise further than it may fall (DAPO); that of `clip` when empty."""
+    """PPO-clip's ε above, at least `clip`: a ratio may rise further than it may fall (DAPO); `clip` when empty."""
     dual_clip: float | None = Field(default=None, gt=1)
     """PPO-clip: where A < 0, a ratio counts at most this much, so that no token rules an update; empty: in full."""
     penalty_beta: float | None = Field(default=None, gt=0)
     """PPO-KL's β: fixed, or with a `penalty_target` where it starts; when empty it starts at 1 and is steered."""
     penalty_target: float | None = Field(default=None, gt=0)
-    """PPO-KL's target for KL(π_old‖π), nats per token, that β is doubled and halved towards after each round; 0.01 when
-    empty, unless `penalty_beta` fixes β."""
+    """PPO-KL's target for KL(π_old‖π), nats per token: after each round β is doubled or halved to come nearer. 0.01
+    when empty, unless `penalty_beta` fixes β."""
     behaviour: Literal["fresh", "stale", "sft"] = "fresh"
     """Who draws the rollouts, μ: the policy as it is, as it was some steps ago, or the SFT model, whose samples are
     drawn once, kept in RUN/rollouts and learned from again and again."""
@@ -164,8 +164,8 @@ class PPO(Section):
 
     @property
     def steers_penalty(self) -> bool:
-        """Whether PPO-KL's β follows its target, or is fixed."""
-        return self.penalty_target is not None or self.penalty_beta is None
+        """Whether there is a PPO-KL's β that follows a target."""
+        return self.objective == "kl" and (self.penalty_target is not None or self.penalty_beta is None)
 
     @property
     def value_weight(self) -> float:
@@ -274,6 +274,11 @@ class PPO(Section):
             raise ValueError(
                 f"objective a2c learns once from fresh rollouts, but epochs is {self.epochs} and minibatches "
                 f"{self.minibatches}; set both to 1, or objective: is to learn several times"
+            )
+        if self.clip_high is not None and self.clip_high < (self.clip or 0.2):
+            raise ValueError(
+                f"clip_high ({self.clip_high:g}) is below clip ({self.clip or 0.2:g}), but it is the wider bound; "
+                "raise it, or lower clip"
             )
         if self.stored % self.rollouts or self.stored % self.samples_per_prompt:
             raise ValueError(

@@ -163,7 +163,7 @@ class Control(Section):
     clip: float | None = Field(default=None, gt=0, lt=1)
     """ppo-clip: ε at the start."""
     clip_high: float | None = Field(default=None, gt=0)
-    """ppo-clip: ε above, where the ratio may rise further than it may fall; that of `clip` when empty."""
+    """ppo-clip: ε above, at least `clip`, so that a ratio may rise further than it may fall; `clip` when empty."""
     dual_clip: float | None = Field(default=None, gt=1)
     """ppo-clip: where A < 0, a ratio counts at most this much; empty: in full."""
     clip_schedule: Literal["constant", "linear"] = "constant"
@@ -210,6 +210,11 @@ class Control(Section):
             )
         if self.algorithm == "ppo-clip" and self.clip is None:
             raise ValueError("algorithm is ppo-clip, which needs `clip`; is-pg is the one without")
+        if self.clip is not None and self.clip_high is not None and self.clip_high < self.clip:
+            raise ValueError(
+                f"clip_high ({self.clip_high:g}) is below clip ({self.clip:g}), but it is the wider bound; raise "
+                "it, or lower clip"
+            )
         if self.algorithm == "ppo-kl" and (self.beta is None or (self.kl_target and self.beta == 0)):
             raise ValueError(
                 "algorithm is ppo-kl, which needs `beta`, above 0 where kl_target steers it by factors; set it"

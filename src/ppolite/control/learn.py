@@ -117,7 +117,8 @@ class Learner:
             "ppo-kl": {"penalty/beta": self.beta},
             "ppo-clip": {"policy/clip": self.clip},
         }
-        return {"lr": self.lr, **own[self.config.algorithm]}
+        wider = {} if self.clip_high is None else {"policy/clip_high": self.clip_high}
+        return {"lr": self.lr, **own[self.config.algorithm], **wider}
 
 
 def clip_norm_(gradient: Tensor, max_norm: float) -> float:

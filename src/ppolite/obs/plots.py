@@ -36,10 +36,10 @@ PPO_PANELS: list[Panel] = [
     ("length, tokens", [("length/mean", "train", TRAIN), ("heldout/length", "held-out", HELDOUT)]),
     ("explained variance of the critic", [("value/explained_variance", "train", TRAIN)]),
     (
-        "effective sample size, share of a round",
+        "effective sample size, share of the samples",
         [
             ("ess/share", "π against μ, before the step", TRAIN),
-            ("ess/update", "in its updates", HELDOUT),
+            ("ess/update", "in its updates", "#7a7a7a"),
             ("ess/worn", "worn out", "#d9730d"),
         ],
     ),

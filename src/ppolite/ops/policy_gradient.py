@@ -82,8 +82,9 @@ def importance_weighted_loss(
         denom: the batch's number of places, when this is a part of it.
 
     Returns:
-        The loss and, detached: `weight_mean` (1 in expectation), `weight_max` and `ess` (effective sample
-        size over `denom`; the parts' add up to an upper bound of the batch's), all of plain weights;
+        The loss and, detached: `weight_mean` (1 in expectation), `weight_square` (mean of w², float64),
+        `weight_max` and `ess` (effective sample size over `denom`; the parts' add up to an upper bound of the
+        batch's, which is weight_mean²/weight_square of the added parts), all of plain weights;
         `clip_fraction` (where the cap binds); `approx_kl` (KL(μ‖π_θ) a place, k3, nats).
 
     Raises:
@@ -99,6 +100,7 @@ def importance_weighted_loss(
         counted = masked_zero(plain, mask_BR)
         diagnostics = {
             "weight_mean": counted.sum() / count,
+            "weight_square": counted.double().square().sum() / count,
             "weight_max": counted.max(),
             "ess": effective_sample_size(log_w[mask_BR]) / count,
             "clip_fraction": masked_zero(weights < plain, mask_BR).sum(dtype=plain.dtype) / count,

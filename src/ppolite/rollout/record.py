@@ -60,8 +60,8 @@ def write_rollouts(
     folder = run_dir / "rollouts"
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"step-{step:05d}.parquet"
-    with drafted(path) as draft:
-        pq.write_table(pa.Table.from_pylist(rows), draft)
+    with drafted(path) as draft, draft.open("wb") as file:  # Arrow's own refusal would name the draft
+        pq.write_table(pa.Table.from_pylist(rows), file)
     return path
 
 

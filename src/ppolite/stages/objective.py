@@ -36,9 +36,8 @@ _WEIGHTED = {
     "weight_mean": "weight/mean",
     "weight_max": "weight/max",
     "clip_fraction": "weight/capped_share",
-    "ess": "ess/update",
+    "weight_square": "weight/square",
 }
-"""`ess/update`: of each micro-batch, so for a whole minibatch an upper bound."""
 
 
 def policy_loss(

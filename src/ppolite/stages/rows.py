@@ -141,7 +141,7 @@ def count_batches(items: int, size: int, epochs: float) -> int:
 
 def _of_a_pass(items: int, size: int) -> int:
     full, rest = divmod(items, size)
-    return full + (rest > 1 or rest > full)  # of one left alone, only where it is all there is
+    return full + (rest > 1 or rest > full)  # one row joins the batch before it, unless it is the whole pass
 
 
 class Cycle(Iterator[T]):

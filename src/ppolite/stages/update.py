@@ -117,6 +117,8 @@ class Updates:
             lambda: self.own_part(experience, seqs, rows, leash, denom=denom), self._clear
         )
         add_gradients([*self.policy.parameters, *self.critic.parameters])
+        if square := metrics.pop("weight/square", 0.0):
+            metrics["ess/update"] = metrics["weight/mean"] ** 2 / square  # of the minibatch's tokens
         return metrics
 
     def own_part(

@@ -34,16 +34,17 @@ def examine(played: Probe, norm: Norm, *, fresh: bool) -> list[Finding]:
 
 def asked(recipe: Recipe) -> Finding:
     """Whether PPO will ask the reward model that is trained for it."""
-    name, sources = "reward model/asked", recipe.ppo.rewards if recipe.ppo else ()
+    name = "reward model/asked"
+    if recipe.ppo is None:
+        return Finding(name, "ok", "the recipe has no PPO")
+    if not recipe.ppo.rewards:
+        return Finding(name, "ok", "it alone scores")
+    titles = ", ".join(source.title for source in recipe.ppo.rewards)
     return graded(
         name,
-        f"by PPO, alone or among {len(sources)} sources"
-        if recipe.ppo and recipe.ppo.asks_model
-        else f"ppo.rewards lists {len(sources)} sources, and this is none of them"
-        if recipe.ppo
-        else "the recipe has no PPO",
-        "add {kind: model} to ppo.rewards, or leave out the section `reward`",
-        warn=recipe.ppo is not None and not recipe.ppo.asks_model,
+        f"ppo.rewards lists {titles}",
+        "none of them is the reward model; add {kind: model}, or leave out the section `reward`",
+        warn=not recipe.ppo.asks_model,
     )
 
 
