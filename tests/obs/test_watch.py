@@ -106,13 +106,15 @@ def test_repeated_text_by_hand() -> None:
 
 
 def test_the_defaults_on_runs_of_the_film_critic() -> None:
-    """Rounds recorded by `experiments.leash`: silent where the leash holds, and not where it is too loose."""
+    """Rounds recorded by `experiments.leash`: silent where the leash holds, and only its alarm where it does not."""
     recorded = json.loads((Path(__file__).parents[2] / "docs/results/leash.json").read_text(encoding="utf-8"))
     alarms: dict[str, set[str]] = {}
+    too_far: dict[str, set[str]] = {}
     for name, run in recorded["results"].items():
         watching = Watcher(Watch(), max_kl=7.0)
         alarms[name] = {alarm.name for row in run["steps"][1:] for alarm in watching.look(row)}
-    kl = {"kl"}
-    assert alarms == {
-        "clip-0.1": set(), "clip-0.05": set(), "clip-0.02": kl, "clip-0": kl, "free-0.05": kl, "free-0": kl
-    }  # fmt: skip
+        held_out = [row["heldout/kl_ref_seq"] for row in run["steps"] if "heldout/kl_ref_seq" in row]
+        too_far[name] = {"kl"} if max(held_out) > 2 * 7.0 else set()
+    assert alarms == too_far
+    assert alarms["clip-0.1"] == set()
+    assert alarms["free-0"] == {"kl"}
