@@ -44,8 +44,8 @@ class Figure(NamedTuple):
     kind: Literal["time", "rate", "size", "note"]
 
 
-MEMORY = Figure("peak_rss_mb", "MB", "size")
-GPU_MEMORY = Figure("gpu_mb", "MB of GPU memory", "size")
+MEMORY = Figure("peak_rss_mb", "MiB", "size")
+GPU_MEMORY = Figure("gpu_mb", "MiB of GPU memory", "size")
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:
@@ -133,7 +133,7 @@ def summary(line: dict[str, Any]) -> Iterator[str]:
 
 def in_words(side: Side, run: Run, figure: Figure) -> str:
     """A run in words."""
-    return f"{side.name}, {side.setting}: {number(run[figure.key])} {figure.unit}, {number(run['peak_rss_mb'])} MB"
+    return f"{side.name}, {side.setting}: {number(run[figure.key])} {figure.unit}, {number(run['peak_rss_mb'])} MiB"
 
 
 def number(value: float) -> str:

@@ -92,6 +92,8 @@ def vllm_side(
     """The fastest setting of vLLM with all that were tried; none, and a note that says why, where it does not run."""
     if args.without_vllm:
         return [], [], ["vLLM was left out (--without-vllm)"]
+    if pick_device("auto").type != "cpu":
+        return [], [], ["vLLM was left out: its environment here is the one for CPUs"]
     if not (VLLM / ".installed").exists():
         return [], [], ["vLLM has no environment here (.venv-vllm); `make .venv-vllm/.installed` brings it"]
     try:

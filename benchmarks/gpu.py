@@ -1,6 +1,7 @@
 """A step of PPO on a GPU with models of 135M, 1.5B and 7B: how near to the chip's limits, and how fast beside TRL.
 
-    update      operations that torch was asked for, a second, of the fastest matrix product measured there
+    update      operations that no way around is known for (benchmarks/floor.py), a second, of the fastest matrix
+                product measured there: model-FLOP utilisation, a few percent low since attention is left out
     decode      the time of reading what generating cannot do without, at the rate measured there, of the time it took;
                 the prompts' own pass counts as lost
     step        seconds beside TRL 1.12.0 in bfloat16 weights, pair by pair, memory of both
@@ -88,13 +89,15 @@ def overrides(name: str, kind: str, rollouts: int, length: int) -> list[str]:
 
 
 def near_the_limits(run: dict[str, Any]) -> dict[str, float]:
-    """Shares of the chip's arithmetic in the update, and of its reading in generating."""
+    """Shares of the chip's arithmetic in the update (`executed`: with what is run twice or for nobody), and of its
+    reading in generating."""
     fastest = max(rate for name, rate in run["ceilings"].items() if name.endswith("GFLOP/s")) * GIGA
     reading = run["ceilings"]["reading, GB/s"] * GIGA
     seconds = run["seconds"]
     return {
-        "update_tflops": run["tflop"]["update"] / seconds["update"],
-        "update_share": run["tflop"]["update"] * 1e12 / seconds["update"] / fastest,
+        "update_tflops": run["needed_tflop"]["update"] / seconds["update"],
+        "update_share": run["needed_tflop"]["update"] * 1e12 / seconds["update"] / fastest,
+        "executed_share": run["tflop"]["update"] * 1e12 / seconds["update"] / fastest,
         "decode_share": run["generate_bytes"] / reading / seconds["generate"],
     }
 
@@ -112,8 +115,9 @@ def profile(book: Book, args: argparse.Namespace, name: str, kind: str, told: li
     near = near_the_limits(run)
     print(
         f"{name}, {kind}: update {near['update_tflops']:.3g} TFLOP/s, {near['update_share']:.0%} of the fastest"
-        f" product; decoding {near['decode_share']:.0%} of reading's rate"
-        f"; {sum(run['seconds'].values()):.3g} s, {run['gpu_mb'] or run['peak_rss_mb']:,.0f} MB",
+        f" product ({near['executed_share']:.0%} with all that was executed)"
+        f"; decoding {near['decode_share']:.0%} of reading's rate"
+        f"; {sum(run['seconds'].values()):.3g} s, {run['gpu_mb'] or run['peak_rss_mb']:,.0f} MiB",
         flush=True,
     )
     book.keep(f"{name}, {kind}: limits", **run, **near, settings=told)
@@ -156,8 +160,11 @@ def main() -> None:
                 try:
                     look(book, args, name, kind, told)
                 except Failed as error:
-                    first, *_, last = str(error).splitlines()
-                    print(f"{name}, {kind}: left out. {first} … {last}", flush=True)
+                    said = str(error).splitlines()
+                    print(
+                        f"{name}, {kind}: left out. {' … '.join(dict.fromkeys((said[0], said[-1])))}",
+                        flush=True,
+                    )
 
 
 if __name__ == "__main__":

@@ -43,7 +43,10 @@ class HadToEnd(Exception):  # noqa: N818  it is no error of the worker's
 
 
 class Failed(SystemExit):
-    """A worker that ended with an error. Nobody catches it where there is no other setting: the benchmark ends."""
+    """A worker that ended with an error, or has nothing to run in.
+
+    Nobody catches it where there is no other setting: the benchmark ends.
+    """
 
 
 def worker(python: Path, module: str, **told: Any) -> tuple[str, ...]:
@@ -54,7 +57,7 @@ def worker(python: Path, module: str, **told: Any) -> tuple[str, ...]:
 def environment(folder: str, what: str) -> Path:
     """Python of a peer's environment; one sentence where it has not been made."""
     if not (ROOT / folder / ".installed").exists():
-        sys.exit(f"{what} has no environment here ({folder}); make {folder}/.installed brings it")
+        raise Failed(f"{what} has no environment here ({folder}); make {folder}/.installed brings it")
     return ROOT / folder / "bin" / "python"
 
 
@@ -134,7 +137,10 @@ def _listen(process: subprocess.Popen[str], out: Any, answer: Callable[[Any], An
 
 @contextlib.contextmanager
 def _peak_memory(pid: int) -> Iterator[list[float]]:
-    """A list whose one number is the most resident memory of the process tree so far, MB."""
+    """A list whose one number is the most resident memory of the process tree so far, MiB.
+
+    What several processes share counts once: each has its part of it (PSS).
+    """
     peak, done = [0.0], threading.Event()
 
     def watch() -> None:
@@ -142,9 +148,11 @@ def _peak_memory(pid: int) -> Iterator[list[float]]:
             total = 0
             with contextlib.suppress(psutil.NoSuchProcess):
                 top = psutil.Process(pid)
-                for process in [top, *top.children(recursive=True)]:
+                tree = [top, *top.children(recursive=True)]
+                for process in tree:
                     with contextlib.suppress(psutil.NoSuchProcess):
-                        total += process.memory_info().rss
+                        alone = len(tree) == 1
+                        total += process.memory_info().rss if alone else process.memory_full_info().pss
             peak[0] = max(peak[0], total / 2**20)
 
     thread = threading.Thread(target=watch, daemon=True)

@@ -21,7 +21,7 @@ from benchmarks.harness import OURS, arguments, in_turn, worker
 from ppolite.models.load import compute_dtype, pick_device
 
 TIME = Figure("ms", "ms", "time")
-FIGURES = (TIME, Figure("extra_mb", "MB of extra memory", "size"))
+FIGURES = (TIME, Figure("extra_mb", "MiB of extra memory", "size"))
 SIZES = ("512x49152", "1024x49152", "2048x49152", "4096x49152", "1024x16384", "1024x151936")
 """Tokens × vocabulary. 4 × 1,024 tokens of SmolLM2 are among them; the last vocabulary is that of Qwen."""
 

@@ -110,8 +110,8 @@ def outcome(row: dict[str, Any]) -> str:
         "step_s": "s",
         "seconds": "s",
         "tokens_per_s": "tokens/s",
-        "peak_rss_mb": "MB",
-        "gpu_mb": "MB of GPU memory",
+        "peak_rss_mb": "MiB",
+        "gpu_mb": "MiB of GPU memory",
     }
     figures = ", ".join(f"{number(row[key])} {unit}" for key, unit in units.items() if key in row)
     return figures + ("" if row.get("reached", True) else ", not reached")

@@ -45,7 +45,7 @@ def report(*packages: str, **figures: Any) -> None:
 
 
 def resident(field: str) -> float:
-    """`VmRSS`, what this process holds now, or `VmHWM`, the most so far, MB; 0 where the system does not tell.
+    """`VmRSS`, what this process holds now, or `VmHWM`, the most so far, MiB; 0 where the system does not tell.
 
     Not `ru_maxrss`: a child begins with that of its parent.
     """

@@ -51,6 +51,7 @@ def main() -> None:
         "peft",
         seconds={name: phase.seconds for name, phase in phases.items()},
         tflop={name: phase.executed / 1e12 for name, phase in phases.items()},
+        needed_tflop={name: phase.needed / 1e12 for name, phase in phases.items()},
         tokens=vars(tokens),
         **limits,
     )

@@ -154,7 +154,7 @@ class Experience:
 
     def select(self, rows: Sequence[int]) -> Experience:
         """The given rows, trimmed to the longest of them; the diagnostics stay those of the round."""
-        pick, R = list(rows), int(self.mask_BR[list(rows)].sum(1).max())
+        pick, R = list(rows), max(len(self.rollouts[i].response_ids) for i in rows)
         tensors = {f.name: getattr(self, f.name) for f in fields(self) if f.name[-2:] in ("_B", "BR")}
         cut = {
             k: x if x is None else x[pick, :R] if k.endswith("_BR") else x[pick] for k, x in tensors.items()

@@ -47,11 +47,14 @@ def test_shares_of_the_chips_limits() -> None:
     run = {
         "ceilings": {"small, GFLOP/s": 1000.0, "large, GFLOP/s": 4000.0, "reading, GB/s": 100.0},
         "seconds": {"update": 1.0, "generate": 2.0},
-        "tflop": {"update": 2.0},
+        "tflop": {"update": 2.4},
+        "needed_tflop": {"update": 2.0},
         "generate_bytes": 60e9,
     }
     near = gpu.near_the_limits(run)
-    assert near == pytest.approx({"update_tflops": 2.0, "update_share": 0.5, "decode_share": 0.3})
+    assert near == pytest.approx(
+        {"update_tflops": 2.0, "update_share": 0.5, "executed_share": 0.6, "decode_share": 0.3}
+    )
 
 
 def test_without_a_gpu_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:

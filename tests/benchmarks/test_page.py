@@ -40,7 +40,7 @@ def test_the_latest_of_each_comparison_with_where_it_comes_from(tmp_path: Path) 
     assert "|  | TRL: full | 180 (160 to 255) | 4,000 |" in text
     assert "| **2.00×** as fast (2.00 to 3.00) | **0.25×** of it (0.25 to 0.25) |" in text
     assert "900" not in text
-    said = "lora: 150 s, 2,500 MB; bf16: ended after 600 s; odd: failed (ImportError: no kernel)"
+    said = "lora: 150 s, 2,500 MiB; bf16: ended after 600 s; odd: failed (ImportError: no kernel)"
     assert f"best: tried once each, TRL — {said}; one note." in text
     assert (
         text.count(

@@ -15,6 +15,7 @@ from tests.world import World
 from ppolite.cli import main
 from ppolite.models.load import load_causal
 from ppolite.models.prepacked import prepacking
+from ppolite.models.roles import trainable
 from ppolite.models.trunk import Trunk
 from ppolite.obs.plan_view import verdict
 from ppolite.stages.needs import Rows, Stage
@@ -92,6 +93,47 @@ def test_generating_has_its_copy_of_the_weights(
     phase = stages_of(world, dtype=str(dtype).removeprefix("torch."))["ppo"].phases["generate"]
     assert phase["prepacked weights"] == prepacking(policy, tiny.CPU)
     assert (phase["prepacked weights"] > 0) == (dtype == torch.float32)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_weights_are_float32_until_they_are_held(
+    world: World, finished_run: Path, dtype: str, tmp_path: Path
+) -> None:
+    """Half precision does not help before the last copy is made; of the optimizer nothing is there yet."""
+    changes: dict[str, Any] = {"dtype": dtype, "train__kind": "lora", "train__lora_rank": 1}
+    planned = stages_of(world, **changes)["sft"]
+    body = SFT(world.recipe(**changes), tmp_path).body
+    once = {id(p): p.numel() for part in (body.decoder, body) for p in part.parameters()}
+    later = said(planned) + planned.always["optimizer"]
+    assert planned.phases["opening"] == {"weights as they are loaded": max(4 * sum(once.values()) - later, 0)}
+    assert (planned.phases["opening"]["weights as they are loaded"] > 0) == (dtype == "bfloat16")
+
+
+def test_a_gpu_gets_no_whole_reward_model(world: World) -> None:
+    """Beside the policy it has the reward model's layers from the split on, which the CPU copied."""
+    changes: dict[str, Any] = {
+        "dtype": "bfloat16", "train__kind": "lora", "train__lora_rank": 1, "ppo__critic_body": "policy"
+    }  # fmt: skip
+    opened = [plan(world.recipe(**changes), gpu).stages[2] for gpu in (None, 2**30)]
+    here, there = (sum(stage.always[k] for k in ("weights", "adapters", "optimizer")) for stage in opened)
+    assert here == there
+    loads = [stage.phases["opening"]["weights as they are loaded"] for stage in opened]
+    whole = load_causal(str(world.folder / "model"), tiny.CPU)
+    assert loads[0] - loads[1] == sum(p.nbytes for p in whole.parameters())
+
+
+@pytest.mark.parametrize("kind", ["layers", "lora"])
+def test_autocast_keeps_casts_while_a_gpu_generates(world: World, kind: str) -> None:
+    half, single = (
+        plan(world.recipe(train__kind=kind, dtype=dtype), 2**30).stages[2].phases["generate"]
+        for dtype in ("bfloat16", "float32")
+    )
+    recipe = world.recipe(train__kind=kind)
+    top = Trunk(load_causal(str(world.folder / "model"), tiny.CPU), recipe.trunk.split).top
+    policy, _ = trainable(top, recipe.train)
+    matrices = [p for p in policy.layers.parameters() if p.dim() > 1 and p.requires_grad]
+    assert half["casts of trained weights"] == 2 * sum(p.numel() for p in matrices)
+    assert single["casts of trained weights"] == 0
 
 
 def test_hidden_states_are_counted_where_they_stay(world: World) -> None:

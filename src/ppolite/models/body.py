@@ -224,6 +224,9 @@ class Body(nn.Module):
 
         `head`: another module that computes what this body's head does.
         """
+        (own,) = self._applied_head
+        if head is None and hidden_BD.device.type != "cpu":
+            head = own
         with arithmetic(hidden_BD.device, self.dtype):
             logits_BV = self._head_product(hidden_BD) if head is None else wide(head(hidden_BD))
         cap = self._softcap

@@ -117,8 +117,8 @@ def reward_body(trunk: Trunk, model: PreTrainedModel, score: nn.Linear) -> Body:
         )
     own = Body.of(model, trunk.split, score=score, dtype=trunk.dtype)
     # A copy, on the trunk's decoder: nobody holds the model's own bottom any more, nor its file, which stays mapped as
-    # long as any of its weights is in use.
-    return own if trunk.split == 0 else own.clone().on(trunk.top)
+    # long as any of its weights is in use. Only what is copied goes to the trunk's device.
+    return (own if trunk.split == 0 else own.clone().on(trunk.top)).to(trunk.top.device)
 
 
 def same_bottom(a: PreTrainedModel, b: PreTrainedModel, split: int, dtype: torch.dtype) -> bool:
@@ -135,7 +135,7 @@ def same_bottom(a: PreTrainedModel, b: PreTrainedModel, split: int, dtype: torch
         for decoder in (decoder_of(a), decoder_of(b))
     ]
     return len(bottoms[0]) == len(bottoms[1]) and all(
-        name == other and torch.equal(p.to(dtype), q.to(dtype))
+        name == other and torch.equal(p.to(dtype), q.to(p.device, dtype))
         for (name, p), (other, q) in zip(*bottoms, strict=True)
     )
 
@@ -194,7 +194,7 @@ def build_roles(
             reward_top = reward_body(trunk, model, score)
         else:
             check_vocabulary(trunk.model, model)
-            reward_top = Body.of(model, 0, score=score, dtype=trunk.dtype)
+            reward_top = Body.of(model, 0, score=score, dtype=trunk.dtype).to(trunk.top.device)
     return hand_out(
         trunk,
         train,

@@ -84,13 +84,27 @@ class SlotCache(Cache):
         self, places: Sequence[int], prompts: Cache, which: Sequence[int], lengths: Sequence[int]
     ) -> None:
         """Each place gets the first `length` tokens of one row of `prompts`, which keeps position p in its slot p."""
-        for mine, theirs in zip(self._kept, prompts.layers, strict=False):  # no layers: nothing was run
-            mine.put(places, theirs, which, lengths)
+        if not prompts.layers:  # nothing was run
+            return
+        sources: Any = prompts.layers[0]
+        device, longest = sources.keys.device, sources.keys.shape[2]
+        place_n1, which_n1, length_n1 = torch.tensor([places, which, lengths], device=device)[:, :, None]
+        slots: dict[int, Tensor] = {}
+        positions: dict[int, Tensor] = {}
+        for S in {layer.slots for layer in self._kept}:
+            slots[S] = torch.arange(min(S, longest), device=device)
+            # The prompt's last position that falls into each slot; clamped, and masked, where none does.
+            positions[S] = (length_n1 - 1 - (length_n1 - 1 - slots[S]) % S).clamp(min=0)
+        for mine, theirs in zip(self._kept, prompts.layers, strict=False):
+            mine.put((place_n1, slots[mine.slots]), theirs, (which_n1, positions[mine.slots]))
 
     def move(self, sources: Sequence[int], places: Sequence[int]) -> None:
         """Copy rows to places that are none of the sources."""
+        keys = self._kept[0].keys
+        assert keys is not None
+        source_n, place_n = torch.tensor([sources, places], device=keys.device)
         for layer in self._kept:
-            layer.move(sources, places)
+            layer.move(source_n, place_n)
 
 
 class _Layer(CacheLayerMixin):
@@ -131,21 +145,16 @@ class _Layer(CacheLayerMixin):
             seen.append(store[: len(into_B), : self._used].transpose(1, 2))
         return seen[0], seen[1]
 
-    def put(self, places: Sequence[int], source: Any, which: Sequence[int], lengths: Sequence[int]) -> None:
-        device = source.keys.device
-        place_n, which_n, length_n = (
-            torch.tensor(x, device=device)[:, None] for x in (places, which, lengths)
-        )
-        slot_S = torch.arange(min(self.slots, source.keys.shape[2]), device=device)
-        # The prompt's last position that falls into each slot; clamped, and masked, where none does.
-        position_nS = (length_n - 1 - (length_n - 1 - slot_S) % self.slots).clamp(min=0)
+    def put(self, into: tuple[Tensor, Tensor], source: Any, which: tuple[Tensor, Tensor]) -> None:
+        """Fill (place [n, 1], slot [S]) from (row [n, 1], position [n, S]) of the prompts."""
+        row_n1, position_nS = which
         for store, prompts in self._stores(source.keys, source.values):
-            store[place_n, slot_S] = prompts[which_n, :, position_nS].to(store.dtype)
+            store[into] = prompts[row_n1, :, position_nS].to(store.dtype)
 
-    def move(self, sources: Sequence[int], places: Sequence[int]) -> None:
+    def move(self, source_n: Tensor, place_n: Tensor) -> None:
         for store in (self.keys, self.values):
             assert store is not None
-            store[places, : self._used] = store[sources, : self._used]
+            store[place_n, : self._used] = store[source_n, : self._used]
 
     @property
     def is_compileable(self) -> bool:

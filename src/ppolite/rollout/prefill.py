@@ -24,7 +24,7 @@ from ppolite.models.slots import SlotCache
 from ppolite.ops.packing import common_prefix
 
 GROUP_TOKENS = 1024
-"""Run at once, padding included, or one prompt. Matmuls of that size leave nothing to gain on a CPU or a GPU."""
+"""Run at once, padding included, or one prompt. On a CPU larger and smaller groups are slower (docs/log.md)."""
 
 
 class Waiting:

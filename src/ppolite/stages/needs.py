@@ -1,7 +1,7 @@
 """What each stage holds in memory, part by part, in bytes. The story is in plan.py.
 
     always      from start to end: weights, each once, whoever shares it; the optimizer's two moments of trained ones
-    phases      come and go: what autograd keeps, gradients, keys and values of a generation
+    phases      come and go: models as they are loaded, what autograd keeps, gradients, keys and values of a generation
 
 With one micro-batch the gradients come as the activations go, and a stage holds either. With several, the second finds
 the gradients of the first; so does PPO's critic, which follows the policy.
@@ -141,10 +141,15 @@ def _sft(job: Job) -> Stage:
     body, _ = trainable(trunk.top, job.recipe.train, own=True)
     batch = rows.batch(config.batch_size)
     update = _Update(job, trunk, rows.shared, batch, config.optim.micro_batch_tokens)
+    owned = _owned(trunk, [body])
     return Stage(
         "sft",
-        job.base | _owned(trunk, [body]) | {"hidden states": job.hidden(batch)},
-        {"backward": update.backward(body, [body], logits=True), "step": update.step([body])},
+        job.base | owned | {"hidden states": job.hidden(batch)},
+        {
+            "opening": _opening(trunk, [body], owned),
+            "backward": update.backward(body, [body], logits=True),
+            "step": update.step([body]),
+        },
     )
 
 
@@ -156,10 +161,12 @@ def _reward(job: Job) -> Stage:
     head.requires_grad_(True)
     batch = rows.batch(config.batch_size)
     update = _Update(job, trunk, rows.shared, batch, config.optim.micro_batch_tokens)
+    owned = _owned(trunk, [body, trunk.top])
     return Stage(
         "reward",
-        job.base | _owned(trunk, [body, trunk.top]),
+        job.base | owned,
         {
+            "opening": _opening(trunk, [body, trunk.top], owned),
             "backward": update.backward(body, [body]) | {"hidden states": job.hidden(batch)},
             "step": update.step([body]),
             "agreement": {"hidden states": job.hidden(rows.batch(config.eval_examples))},
@@ -176,6 +183,8 @@ def _ppo(job: Job) -> Stage:
     if recipe.reward is not None and config.asks_model:
         head = scalar_head(trunk.top, bias=False).requires_grad_(False)
         reward = trunk.top.clone(embed=trunk.split == 0, score=head)
+    # The reward model's layers are copied from the whole one, which comes to the CPU.
+    whole = _loaded([trunk.model]) if reward is not None and job.on_cpu and trunk.split else 0
     roles = hand_out(
         trunk,
         recipe.train,
@@ -190,11 +199,14 @@ def _ppo(job: Job) -> Stage:
     batch = rows.batch(config.rollouts)
     budget = config.optim.micro_batch_tokens
     update = _Update(job, trunk, rows.shared, batch[: -(-len(batch) // config.minibatches)], budget)
-    always = job.base | _owned(trunk, [*learners, roles.reference, roles.reward])
+    bodies = [*learners, roles.reference, roles.reward]
+    owned = _owned(trunk, bodies)
+    always = job.base | owned
     if job.on_cpu:
         always["best policy"] = size_of(policy.trained())
     at_once = max(config.rollouts, config.eval_prompts, config.stored)
     phases = {
+        "opening": _opening(trunk, bodies, owned, besides=whole),
         "generate": _generation(job, policy, rows, at_once),
         "prepare": {"logits": job.logits(min(CHUNK, sum(batch)), 2)},
         "policy's backward": update.backward(policy, learners, logits=True),
@@ -221,6 +233,18 @@ def _owned(trunk: Trunk, bodies: Sequence[Body | None]) -> Parts:
         "adapters": size_of(p for p in weights if id(p) in adapters),
         "optimizer": 2 * size_of(p for p in weights if id(p) in trained),
     }
+
+
+def _opening(trunk: Trunk, bodies: Sequence[Body | None], owned: Parts, *, besides: int = 0) -> Parts:
+    """What is there besides before the first update: frozen weights are float32 until the last copy is made of them."""
+    there = [body for body in bodies if body is not None]
+    loaded = _loaded([trunk.model, *there, *(body.decoder for body in there)]) + besides
+    return {"weights as they are loaded": max(loaded - sum(owned.values()), 0)}
+
+
+def _loaded(modules: Sequence[nn.Module]) -> int:
+    """In float32."""
+    return 4 * sum(p.numel() for p in weights_of(modules))
 
 
 class _Update:
@@ -270,11 +294,14 @@ def _generation(job: Job, body: Body, rows: Rows, count: int) -> Parts:
     pack = prepacking(body, torch.device("cpu" if job.on_cpu else "cuda"))
     # Where weights are prepacked, a merged one goes as soon as it is.
     merged = [m.get_base_layer().weight for m in tuned] if job.dtype.itemsize == 4 and not pack else []
+    # Autocast keeps its casts of trained matrices for as long as the generation lasts.
+    cast = [p for p in body.trained() if p.dim() > 1] if job.dtype.itemsize < 4 and not pack else []
     return {
         "KV cache": places * cache_size(config, length, job.dtype)
         + group * cache_size(config, rows.shared + rows.prompt, job.dtype),
         "logits": job.logits(places, 3),
         "attention": 2 * places * length * config.hidden_size * min(job.dtype.itemsize, 4),
         "merged adapters": size_of(merged),
+        "casts of trained weights": job.dtype.itemsize * sum(p.numel() for p in cast),
         "prepacked weights": pack,
     }

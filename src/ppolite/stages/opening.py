@@ -109,8 +109,8 @@ def open_trunk(recipe: Recipe, opened: Opened, probe: Sequence[Sequence[int]]) -
     return trunk
 
 
-def open_reward(config: PPO, run_dir: Path, device: torch.device, *, trust_remote_code: bool) -> Any:
-    """`RUN/reward` with its head and units, or None; UserError when it agrees too little with people."""
+def open_reward(config: PPO, run_dir: Path, *, trust_remote_code: bool) -> Any:
+    """`RUN/reward` on the CPU with its head and units, or None; UserError when it agrees too little with people."""
     folder = run_dir / "reward"
     if not folder.exists():
         return None
@@ -127,7 +127,7 @@ def open_reward(config: PPO, run_dir: Path, device: torch.device, *, trust_remot
             f"ppo.min_rm_accuracy ({floor:.1%}); improve its data, or go on "
             "with --set ppo.min_rm_accuracy=0"
         )
-    return load_reward(str(folder), device, trust_remote_code=trust_remote_code)
+    return load_reward(str(folder), torch.device("cpu"), trust_remote_code=trust_remote_code)
 
 
 def read_agreement(reward: Path) -> dict[str, Any] | None:

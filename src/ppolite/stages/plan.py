@@ -1,6 +1,7 @@
 """What a recipe will need, before anything is loaded: memory by stage and part, and whether the machine has it.
 
-    weights       exact: the bodies are built by the code that builds them later, on tensors without memory
+    weights       exact: the bodies are built by the code that builds them later, on tensors without memory; all of them
+                  in float32 at first, the frozen ones in the dtype of the arithmetic once the last copy is made
     optimizer     two moments for each trained weight; its gradient is a third
     activations   counted on layers that only pretend to run (models/footprint.py), times layers and tokens
     the rest      from shapes: keys and values, logits, hidden states of the frozen bottom, the best policy

@@ -109,11 +109,7 @@ class PPO:
         trunk = open_trunk(recipe, self.opened, probe)
         asks_model = scorer is None and config.asks_model
         trust = recipe.trust_remote_code
-        reward = (
-            open_reward(config, self.run_dir, self.opened.device, trust_remote_code=trust)
-            if asks_model
-            else None
-        )
+        reward = open_reward(config, self.run_dir, trust_remote_code=trust) if asks_model else None
         if reward is None and config.critic_start == "reward":
             why = f"there is no reward model in {self.run_dir}" if scorer is None else "a `scorer` is given"
             log.warning("the critic starts at zero, since %s", why)
